@@ -24,6 +24,8 @@ def no_real_execution(monkeypatch):
     """Ban processes and network; AF_UNIX socket pairs stay allowed (event loops need them)."""
     for name in ("system", "popen", "posix_spawn", "posix_spawnp", "execv", "execve", "execvp"):
         monkeypatch.setattr(os, name, _banned(f"os.{name}"))
+    # Popen.__del__ reads this flag also of an object whose __init__ failed.
+    monkeypatch.setattr(subprocess.Popen, "_child_created", False)
     monkeypatch.setattr(subprocess.Popen, "__init__", _banned("subprocess.Popen"))
     for name in ("connect", "connect_ex", "bind"):
         monkeypatch.setattr(socket.socket, name, _banned(f"socket.{name}"))
