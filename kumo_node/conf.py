@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the storage node daemon.
+
+All of them are in the group ``[DEFAULT]`` of ``/etc/kumo/node.conf``. Nothing reads a global
+configuration object: :func:`load` makes one and it is passed on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import re
+from collections.abc import Sequence
+
+from oslo_config import cfg
+from oslo_log import log
+
+from kumo_client import errors
+from kumo_client.schemas.common import Portal
+
+DEFAULT_FILE = "/etc/kumo/node.conf"
+DEFAULT_NVME_PORT = 4420
+# Transport as written in the configuration -> (text on the wire, trtype of nvmet).
+TRANSPORTS = {"tcp": ("TCP", "tcp"), "rdma": ("RoCEv2", "rdma"), "rocev2": ("RoCEv2", "rdma")}
+
+OPTS = [
+    cfg.HostAddressOpt(
+        "listen_address",
+        default="0.0.0.0",
+        help="Address on which the management API listens. '::' listens on IPv6 (and IPv4). "
+        "Set it to the address of the management network to keep the API off the data network.",
+    ),
+    cfg.PortOpt("listen_port", default=443, help="TCP port of the management API (HTTPS)."),
+    cfg.StrOpt(
+        "tls_cert_file",
+        default="/etc/kumo/node.pem",
+        help="PEM file with the certificate of the API, followed by intermediate certificates. "
+        "Clients verify it, so its names must cover the address used to register this node.",
+    ),
+    cfg.StrOpt(
+        "tls_key_file",
+        help="PEM file with the private key. Unset: the key is in 'tls_cert_file'.",
+    ),
+    cfg.StrOpt(
+        "token_file",
+        default="/etc/kumo/node.token",
+        help="File with the bearer tokens that may use the API, one a line: the token itself or "
+        "'sha256:' and its hexadecimal digest. Keep it readable for root only.",
+    ),
+    cfg.StrOpt(
+        "state_dir",
+        default="/var/lib/kumo-node",
+        help="Directory of the node's own record of what it holds. It must survive reboots and "
+        "belongs in the backup: without it the node does not touch its volumes.",
+    ),
+    cfg.StrOpt(
+        "hostname",
+        help="Name of the node as shown to operators. Unset: the system's host name.",
+    ),
+    cfg.ListOpt(
+        "disks",
+        default=[],
+        help="Paths of the disks given to Kumo, best as /dev/disk/by-id/... names. Only these are "
+        "ever touched. A disk added later is added to the pool at the next start.",
+    ),
+    cfg.ListOpt(
+        "wipe_disks",
+        default=[],
+        help="Disks of 'disks' whose present contents may be destroyed, once, when they are taken "
+        "over. A disk not named here is refused when it has any partition or signature.",
+    ),
+    cfg.ListOpt(
+        "portals",
+        default=[],
+        help="Addresses where volumes are exported, as transport://address:port; transport is tcp "
+        "or rdma, IPv6 addresses stand in brackets, the port defaults to 4420. Example: "
+        "tcp://10.77.0.11:4420,rdma://10.78.0.11:4420",
+    ),
+    cfg.StrOpt(
+        "volume_group",
+        default="kumo",
+        regex=r"[a-zA-Z0-9][a-zA-Z0-9_.]*",
+        help="Name of the LVM volume group made on the disks. Change it only before first use.",
+    ),
+    cfg.StrOpt(
+        "pool",
+        default="pool",
+        regex=r"[a-zA-Z0-9][a-zA-Z0-9_.]*",
+        help="Name of the thin pool. Change it only before first use.",
+    ),
+    cfg.IntOpt(
+        "pool_chunk_kib",
+        default=64,
+        min=64,
+        max=1024 * 1024,
+        help="Allocation unit of the thin pool in KiB, a multiple of 64, fixed when the pool is "
+        "made. Larger units make less metadata, smaller units cheaper snapshots. It is "
+        "raised by itself when the metadata of the pool would exceed LVM's limit.",
+    ),
+    cfg.FloatOpt(
+        "max_overprovision",
+        default=20.0,
+        min=1.0,
+        help="Largest sum of volume and snapshot sizes, as a multiple of the pool's size. 1.0 "
+        "refuses whatever could outgrow the pool.",
+    ),
+    cfg.FloatOpt(
+        "pool_full_percent",
+        default=95.0,
+        min=1.0,
+        max=100.0,
+        help="New replicas and snapshots are refused when more of the pool's data or metadata "
+        "space than this is used (percent).",
+    ),
+    cfg.IntOpt(
+        "max_io_queues",
+        default=0,
+        min=0,
+        max=128,
+        help="Most I/O queues a host may open to one subsystem; 0 leaves the kernel's limit.",
+    ),
+    cfg.IntOpt(
+        "command_timeout",
+        default=120,
+        min=1,
+        help="Seconds an LVM command may take before the call fails as unknown.",
+    ),
+    cfg.IntOpt(
+        "lock_timeout",
+        default=30,
+        min=1,
+        help="Seconds a call waits for another call on the same object before it answers Busy.",
+    ),
+    cfg.IntOpt(
+        "restore_interval",
+        default=15,
+        min=1,
+        help="Seconds between two rounds that look for something unfinished: an export on a "
+        "portal whose address was not up yet, a call that was cut off.",
+    ),
+    cfg.IntOpt(
+        "pool_interval",
+        default=60,
+        min=1,
+        help="Seconds between two looks at the fill level of the pool.",
+    ),
+]
+
+
+def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
+    """Entry point ``oslo.config.opts``."""
+    return [(None, OPTS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class NodePortal:
+    """One address of exports.
+
+    :ivar trtype: nvmet's ``addr_trtype``: ``tcp`` or ``rdma``.
+    :ivar ip: address without brackets, canonical.
+    """
+
+    trtype: str
+    ip: str
+    port: int = DEFAULT_NVME_PORT
+
+    @property
+    def adrfam(self) -> str:
+        """nvmet's ``addr_adrfam``."""
+        return f"ipv{ipaddress.ip_address(self.ip).version}"
+
+    def __str__(self) -> str:
+        ip = f"[{self.ip}]" if ":" in self.ip else self.ip
+        return f"{self.trtype}://{ip}:{self.port}"
+
+    def wire(self) -> Portal:
+        return Portal(ip=self.ip, port=self.port, transport=TRANSPORTS[self.trtype][0])
+
+
+_PORTAL = re.compile(r"^(\w+)://(?:\[([^\]]+)\]|([^:\[\]]+))(?::(\d+))?$")
+
+
+def parse_portal(text: str) -> NodePortal:
+    """Parse ``transport://ip[:port]``.
+
+    :raises ConfigError: when it is anything else.
+    """
+    match = _PORTAL.match(text.strip())
+    try:
+        if match is None:
+            raise ValueError("it is not of the form transport://ip:port")
+        transport, six, four, port = match.groups()
+        if transport.lower() not in TRANSPORTS:
+            raise ValueError(f"its transport is not one of {', '.join(sorted(TRANSPORTS))}")
+        ip = str(ipaddress.IPv6Address(six) if six else ipaddress.IPv4Address(four))
+        number = int(port) if port else DEFAULT_NVME_PORT
+        if not 0 < number < 65536:
+            raise ValueError("its port is not between 1 and 65535")
+    except ValueError as error:
+        raise errors.ConfigError(
+            f"Option portals: {text!r} cannot be used, {error}",
+            way_out="Write for instance tcp://10.0.0.11:4420 or rdma://[fd00::11]:4420",
+        ) from error
+    return NodePortal(TRANSPORTS[transport.lower()][1], ip, number)
+
+
+def parse_portals(texts: Sequence[str]) -> list[NodePortal]:
+    """All portals, in the order given, each once.
+
+    :raises ConfigError: when one is wrong or there is none.
+    """
+    portals = list(dict.fromkeys(parse_portal(text) for text in texts))
+    if not portals:
+        raise errors.ConfigError(
+            "Option portals is empty: nothing could be exported",
+            way_out="Name at least one address of the data network",
+        )
+    return portals
+
+
+def load(args: Sequence[str], files: Sequence[str] | None = None) -> cfg.ConfigOpts:
+    """Read the configuration.
+
+    :param args: command line without the program's name.
+    :param files: default configuration files, for tests.
+    """
+    conf = cfg.ConfigOpts()
+    log.register_options(conf)
+    conf.register_opts(OPTS)
+    conf.register_cli_opt(
+        cfg.StrOpt(
+            "command",
+            positional=True,
+            required=False,
+            default="run",
+            choices=[
+                ("run", "serve the API"),
+                ("check", "verify configuration, disks and modules, and say what is wrong"),
+            ],
+            help="What to do.",
+        )
+    )
+    conf(list(args), project="kumo-node", default_config_files=list(files or [DEFAULT_FILE]))
+    return conf
