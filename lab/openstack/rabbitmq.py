@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A private RabbitMQ broker: Debian's rabbitmq-server, never its system service."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+from lab.openstack import config
+from lab.openstack.service import Service
+
+# The wrapper in /usr/sbin changes user and directory for the system service; this does not.
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+# A long name with an address needs no resolver, so the node starts in a bare namespace.
+NODE = "rabbit@127.0.0.1"
+DISTRIBUTION_PORT = 25672
+
+# One scheduler that never spins, and small tables: this broker carries a few dozen queues.
+_VM_FLAGS = "+P 65536 +t 1048576 +S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none"
+# Named by Erlang itself before RabbitMQ starts, on a fixed port: then neither asks for (and
+# starts) epmd, a daemon that would outlive the broker (Erlang "erl" manual, -erl_epmd_port).
+_DISTRIBUTION_FLAGS = (
+    f"-name {NODE} -start_epmd false -erl_epmd_port {DISTRIBUTION_PORT}"
+    " -kernel inet_dist_use_interface {127,0,0,1}"
+)
+
+
+def render_conf(settings: config.Settings) -> str:
+    """rabbitmq.conf; its user is made at the first start of an empty database."""
+    return "\n".join(
+        [
+            f"listeners.tcp.lab = {settings.address}:{config.RABBIT_PORT}",
+            "default_user = kumo",
+            f"default_pass = {settings.passwords['rabbit']}",
+            "loopback_users = none",
+            "log.console = true",
+            "log.console.level = warning",
+            "log.file = false",
+            "disk_free_limit.absolute = 16MB",
+            "vm_memory_high_watermark.absolute = 256MB",
+            "",
+        ]
+    )
+
+
+def environment(settings: config.Settings) -> dict[str, str]:
+    """Environment of the broker; every path is below the stack's directory."""
+    root = settings.directory("rabbitmq")
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RABBITMQ_", "ERL_"))}
+    return {
+        **inherited,
+        "HOME": str(settings.directory("rabbitmq/home")),
+        "RABBITMQ_NODENAME": NODE,
+        "RABBITMQ_USE_LONGNAME": "true",
+        "RABBITMQ_CONF_ENV_FILE": "/dev/null",
+        "RABBITMQ_CONFIG_FILE": str(root / "rabbitmq.conf"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(root / "enabled_plugins"),
+        "RABBITMQ_MNESIA_BASE": str(settings.directory("rabbitmq/mnesia")),
+        "RABBITMQ_LOG_BASE": str(settings.directory("rabbitmq/log")),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(settings.directory("rabbitmq/generated")),
+        "RABBITMQ_SCHEMA_DIR": str(settings.directory("rabbitmq/schema")),
+        "RABBITMQ_FEATURE_FLAGS_FILE": str(root / "feature_flags"),
+        "RABBITMQ_DIST_PORT": str(DISTRIBUTION_PORT),
+        "RABBITMQ_LOGS": "-",
+        "RABBITMQ_SERVER_ERL_ARGS": _VM_FLAGS,
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _DISTRIBUTION_FLAGS,
+        # The start script then replaces itself by the Erlang VM instead of minding it, so that a
+        # signal reaches the broker (rabbitmq-server, last lines).
+        "detached": "1",
+    }
+
+
+def service(settings: config.Settings) -> Service:
+    """The broker; ready when it takes connections."""
+    root = settings.directory("rabbitmq")
+    config.write_private(root / "rabbitmq.conf", render_conf(settings))
+    config.write_private(root / "enabled_plugins", "[].\n")
+
+    def ready() -> bool:
+        with socket.create_connection((settings.address, config.RABBIT_PORT), timeout=2):
+            return True
+
+    return Service("rabbitmq", [str(SERVER)], ready, environment(settings))
+
+
+def consumers(settings: config.Settings, queue: str) -> int:
+    """Number of consumers of ``queue``; 0 when the queue does not exist yet.
+
+    :raises OSError: the broker could not be asked.
+    """
+    import amqp
+
+    connection = amqp.Connection(
+        f"{settings.address}:{config.RABBIT_PORT}",
+        userid="kumo",
+        password=settings.passwords["rabbit"],
+        connect_timeout=2,
+    )
+    try:
+        connection.connect()
+        return int(connection.channel().queue_declare(queue, passive=True).consumer_count)
+    except amqp.exceptions.NotFound:
+        return 0
+    except amqp.exceptions.AMQPError as error:
+        raise OSError(f"rabbitmq did not answer about queue {queue}: {error}") from error
+    finally:
+        connection.collect()

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole small OpenStack: broker, identity, image and block storage services."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from lab.openstack import cinder, config, glance, keystone, memory, pristine, rabbitmq
+from lab.openstack.netns import Inside
+from lab.openstack.readiness import Waiter
+from lab.openstack.service import Service
+
+Progress = Callable[[str], None]
+
+_START_SECONDS = 120.0
+
+
+class Processes(Protocol):
+    """What is needed of ``lab.processes.Processes``."""
+
+    netns: str | None
+
+    def start(
+        self,
+        name: str,
+        argv: list[str],
+        env: dict[str, str] | None = None,
+        cwd: Path | None = None,
+    ) -> int: ...
+
+    def alive(self, name: str) -> bool: ...
+
+    def stop(self, name: str) -> None: ...
+
+    def log_path(self, name: str) -> Path: ...
+
+
+class Stack:
+    """OpenStack services as child processes in the namespace of ``processes``.
+
+    :param processes: starts, watches and stops them, and keeps their logs.
+    :param state_dir: everything the services write goes below it.
+    :param address: an address of the namespace; all services listen there.
+    """
+
+    def __init__(self, processes: Processes, state_dir: Path, address: str) -> None:
+        self._processes = processes
+        self.settings = config.Settings.new(address, state_dir)
+        self._inside = Inside(processes.netns)
+        self._waiter = Waiter(self._inside.call, processes.alive, processes.log_path)
+        self._pids: dict[str, int] = {}
+        self.start_seconds: dict[str, float] = {}
+
+    def start(self, progress: Progress) -> None:
+        """Start broker, keystone, glance-api, cinder-api and cinder-scheduler.
+
+        :raises readiness.ServiceFailedError: a service could not be used in time.
+        :raises pristine.PristineError: the databases could not be made.
+        """
+        state_dir = self.settings.state_dir
+        state_dir.mkdir(parents=True, exist_ok=True)
+        state_dir.chmod(0o700)
+        pristine.copy(pristine.provide(progress), self.settings)
+        cinder.write_config(self.settings)
+        services = [
+            rabbitmq.service(self.settings),
+            cinder.scheduler(self.settings),
+            cinder.api(self.settings),
+            glance.service(self.settings),
+            keystone.service(self.settings),
+        ]
+        progress("starting " + ", ".join(service.name for service in services))
+        self._start(services, progress)
+
+    def start_volume(self, backends: cinder.Backends, progress: Progress = print) -> None:
+        """Start cinder-volume with ``backends``: section name to options, ``volume_driver`` among
+        them. Returns when the scheduler knows the capacity of each.
+
+        :raises readiness.ServiceFailedError: a driver failed its setup check, or took too long.
+        """
+        self._start([cinder.volume(self.settings, backends)], progress)
+
+    def stop_volume(self) -> None:
+        """Stop cinder-volume alone, for a start with other backends."""
+        self._stop("cinder-volume")
+
+    def volume_config(
+        self, backends: cinder.Backends, overrides: config.Sections | None = None
+    ) -> str:
+        """Text of a complete cinder.conf for a cinder-volume that runs elsewhere.
+
+        It holds this stack's passwords. ``overrides`` (section to options) must replace what
+        differs there: paths, and ``[database] connection``, for SQLite is a local file.
+        """
+        return cinder.volume_config(self.settings, backends, overrides)
+
+    def exports(self) -> dict[str, str]:
+        """The environment (OS_*) that makes the ``openstack`` command the admin here."""
+        return self.settings.exports()
+
+    def service_exports(self, user: str) -> dict[str, str]:
+        """Like :meth:`exports`, for a service user (cinder, glance or nova) of role service."""
+        own = {"OS_USERNAME": user, "OS_PASSWORD": self.settings.passwords[user]}
+        return {**self.settings.exports(), **own, "OS_PROJECT_NAME": "service"}
+
+    def memory_kib(self) -> dict[str, int]:
+        """Proportional set size of every running service, in KiB."""
+        return {name: memory.pss_kib(pid) for name, pid in self._pids.items()}
+
+    def stop(self) -> None:
+        """Stop everything that was started, the broker last."""
+        for name in reversed(list(self._pids)):
+            self._stop(name)
+        self._inside.close()
+
+    def _start(self, services: list[Service], progress: Progress) -> None:
+        for service in services:
+            self._pids[service.name] = self._processes.start(
+                service.name, service.argv, service.env, self.settings.state_dir
+            )
+
+        def ready(name: str, seconds: float) -> None:
+            self.start_seconds[name] = seconds
+            progress(f"{name} ready after {seconds:.1f} s")
+
+        self._waiter.wait(services, _START_SECONDS, ready)
+
+    def _stop(self, name: str) -> None:
+        if self._pids.pop(name, None) is not None:
+            self._processes.stop(name)
