@@ -39,6 +39,7 @@ def sections(settings: config.Settings) -> config.Sections:
                 "allowed_direct_url_schemes": [],
                 "image_conversion_dir": str(root / "conversion"),
                 "default_volume_type": "__DEFAULT__",
+                **{f"quota_{kind}": -1 for kind in ("volumes", "snapshots", "gigabytes", "groups")},
                 "report_interval": 5,
                 "backend_stats_polling_interval": 10,
             },

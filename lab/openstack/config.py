@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lab.openstack import sqlite
+
 Value = str | int | bool | list[str]
 Sections = dict[str, dict[str, Value]]
 
@@ -115,7 +117,7 @@ class Settings:
     def directory(self, name: str) -> Path:
         """A directory of this stack, made if missing."""
         path = self.state_dir / name
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
         return path
 
     def database(self, service: str) -> Path:
@@ -129,7 +131,7 @@ class Settings:
         """
         return {
             "database": {
-                "connection": f"sqlite:///{self.database(service)}?timeout=60",
+                "connection": f"sqlite:///{self.database(service)}?plugin={sqlite.PLUGIN}&timeout=60",
                 "sqlite_synchronous": False,
             }
         }

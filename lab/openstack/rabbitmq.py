@@ -15,14 +15,15 @@ SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 # A long name with an address needs no resolver, so the node starts in a bare namespace.
 NODE = "rabbit@127.0.0.1"
 DISTRIBUTION_PORT = 25672
+EPMD_PORT = 4369
 
 # One scheduler that never spins, and small tables: this broker carries a few dozen queues.
 _VM_FLAGS = "+P 65536 +t 1048576 +S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none"
-# Named by Erlang itself before RabbitMQ starts, on a fixed port: then neither asks for (and
-# starts) epmd, a daemon that would outlive the broker (Erlang "erl" manual, -erl_epmd_port).
+# Named by Erlang itself before RabbitMQ starts, which saves RabbitMQ the second Erlang VM with which
+# it starts epmd; the fixed port and address keep the node's own traffic on loopback.
 _DISTRIBUTION_FLAGS = (
-    f"-name {NODE} -start_epmd false -erl_epmd_port {DISTRIBUTION_PORT}"
-    " -kernel inet_dist_use_interface {127,0,0,1}"
+    f"-name {NODE} -kernel inet_dist_use_interface {{127,0,0,1}}"
+    f" inet_dist_listen_min {DISTRIBUTION_PORT} inet_dist_listen_max {DISTRIBUTION_PORT}"
 )
 
 
@@ -62,6 +63,11 @@ def environment(settings: config.Settings) -> dict[str, str]:
         "RABBITMQ_SCHEMA_DIR": str(settings.directory("rabbitmq/schema")),
         "RABBITMQ_FEATURE_FLAGS_FILE": str(root / "feature_flags"),
         "RABBITMQ_DIST_PORT": str(DISTRIBUTION_PORT),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(EPMD_PORT),
+        # RabbitMQ starts epmd as a daemon, once a minute if need be (rabbit_epmd_monitor), and
+        # the daemon would outlive it. This reaches the Erlang VMs that it starts for that, too.
+        "ERL_AFLAGS": "-start_epmd false",
         "RABBITMQ_LOGS": "-",
         "RABBITMQ_SERVER_ERL_ARGS": _VM_FLAGS,
         "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": _DISTRIBUTION_FLAGS,
@@ -77,11 +83,28 @@ def service(settings: config.Settings) -> Service:
     config.write_private(root / "rabbitmq.conf", render_conf(settings))
     config.write_private(root / "enabled_plugins", "[].\n")
 
-    def ready() -> bool:
-        with socket.create_connection((settings.address, config.RABBIT_PORT), timeout=2):
-            return True
+    address = settings.address
+    return Service(
+        "rabbitmq",
+        [str(SERVER)],
+        lambda: _listens(address, config.RABBIT_PORT),
+        environment(settings),
+    )
 
-    return Service("rabbitmq", [str(SERVER)], ready, environment(settings))
+
+def epmd(settings: config.Settings) -> Service:
+    """Erlang's port mapper in the foreground, to be ready before the broker starts."""
+    return Service(
+        "epmd",
+        ["epmd", "-address", "127.0.0.1", "-port", str(EPMD_PORT)],
+        lambda: _listens("127.0.0.1", EPMD_PORT),
+        environment(settings),
+    )
+
+
+def _listens(address: str, port: int) -> bool:
+    with socket.create_connection((address, port), timeout=2):
+        return True
 
 
 def consumers(settings: config.Settings, queue: str) -> int:

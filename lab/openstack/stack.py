@@ -72,6 +72,7 @@ class Stack:
             keystone.service(self.settings),
         ]
         progress("starting " + ", ".join(service.name for service in services))
+        self._start([rabbitmq.epmd(self.settings)], progress)
         self._start(services, progress)
 
     def start_volume(self, backends: cinder.Backends, progress: Progress = print) -> None:
