@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the verbs share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from kumo_client import errors, naming
+from kumo_node import nvmet, spec
+from kumo_node.conf import NodePortal
+from kumo_node.kernel import Kernel
+from kumo_node.locks import Locks
+from kumo_node.lvm import Lvm, replica_name
+from kumo_node.pool import Pool
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """The parts of a node; one for each process."""
+
+    name: str
+    spec: spec.Spec
+    lvm: Lvm
+    pool: Pool
+    nvmet: nvmet.Nvmet
+    kernel: Kernel
+    locks: Locks
+    portals: Sequence[NodePortal]
+
+    @property
+    def persistent_id(self) -> str:
+        return self.spec.data.persistent_id
+
+    def subsystem(self, record: spec.ExportRecord) -> str:
+        """NQN of the subsystem of an export."""
+        return naming.subsystem_nqn(self.persistent_id, record.host_nqn, record.io_class)
+
+    def namespace(self, record: spec.ExportRecord) -> nvmet.Namespace:
+        """An export as the kernel needs it."""
+        return nvmet.Namespace(
+            subsystem=self.subsystem(record),
+            host_nqn=record.host_nqn,
+            nsid=record.nsid,
+            uuid=record.replica,
+            device=self.lvm.device(replica_name(record.replica)),
+        )
+
+    def replica(self, uuid: str) -> spec.ReplicaRecord:
+        """The record of a replica that was answered as done.
+
+        :raises NotExistsError: there is none, or it is being made or deleted.
+        """
+        record = self.spec.data.replicas.get(uuid)
+        if record is None or record.state != spec.READY:
+            raise errors.NotExistsError(f"Replica {uuid} does not exist", node=self.persistent_id)
+        return record
+
+
+def replica_lock(uuid: str) -> str:
+    return f"replica {uuid}"
+
+
+def snapshot_lock(uuid: str) -> str:
+    return f"snapshot {uuid}"
+
+
+def host_lock(host_nqn: str) -> str:
+    return f"host {host_nqn}"

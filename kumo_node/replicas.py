@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Verbs on replicas. Each is repeatable: intent in the record, act, outcome in the record."""
+
+from __future__ import annotations
+
+from oslo_log import log
+
+from kumo_client import errors
+from kumo_client.naming import EXTENT
+from kumo_client.schemas.node import Replica, ReplicaSpec
+from kumo_node import md_superblock
+from kumo_node.context import Context, replica_lock, snapshot_lock
+from kumo_node.exports import Exports
+from kumo_node.lvm import TAG, made_tag, replica_name, snapshot_name
+from kumo_node.spec import CREATING, DELETING, READY, ReplicaRecord, new_token
+
+LOG = log.getLogger(__name__)
+
+
+def record_of(spec: ReplicaSpec, pool: str) -> ReplicaRecord:
+    """What is recorded of a wish, before a token is given."""
+    source, array = spec.source, spec.array
+    return ReplicaRecord(
+        volume_id=spec.volume_id,
+        bytes=spec.bytes,
+        pool=spec.pool or pool,
+        token="",
+        source_snapshot=source.snapshot if source else None,
+        source_replica=source.replica if source else None,
+        array_uuid=array.uuid if array else None,
+        array_name=array.name if array else None,
+    )
+
+
+class Replicas:
+    """Verbs of ``/v1/replicas``."""
+
+    def __init__(self, ctx: Context, exports: Exports) -> None:
+        self.ctx = ctx
+        self.exports = exports
+
+    # Looking.
+
+    def get(self, uuid: str) -> Replica:
+        """:raises NotExistsError: there is no such replica."""
+        return self.view(uuid, self.ctx.replica(uuid))
+
+    def view(self, uuid: str, record: ReplicaRecord) -> Replica:
+        """A replica as the API shows it, with what the kernel says of its device."""
+        try:
+            size, block = self.ctx.lvm.block(replica_name(uuid))
+        except errors.BackendUnavailableError:
+            # Not active, for instance while the node is still starting: its record still counts.
+            size, block = record.bytes, 512
+        return Replica(
+            uuid=uuid,
+            volume_id=record.volume_id,
+            bytes=size,
+            block_size=block,
+            pool=record.pool,
+            exports=self.exports.of(uuid),
+        )
+
+    # Making.
+
+    def put(self, uuid: str, wish: ReplicaSpec) -> Replica:
+        """Make a replica, empty or as a copy.
+
+        :raises InvalidInputError: the size is no multiple of 4 MiB or less than the source's.
+        :raises ConflictError: it exists and is another.
+        :raises NotExistsError: the source does not exist.
+        :raises NoSpaceError: the pool cannot promise that much.
+        """
+        wanted = self._checked(record_of(wish, self.ctx.pool.name))
+        names = [replica_lock(uuid)]
+        if wanted.source_replica:
+            names.append(replica_lock(wanted.source_replica))
+        if wanted.source_snapshot:
+            names.append(snapshot_lock(wanted.source_snapshot))
+        with self.ctx.locks.hold(*names):
+            record = self.ctx.spec.data.replicas.get(uuid)
+            if record is None:
+                record = self._begin(uuid, wanted)
+            self._compare(uuid, record, wanted)
+            if record.state == CREATING:
+                record = self._make(uuid, record)
+            return self.view(uuid, record)
+
+    def _checked(self, wanted: ReplicaRecord) -> ReplicaRecord:
+        if wanted.bytes % EXTENT:
+            raise errors.InvalidInputError(f"bytes must be a multiple of {EXTENT}")
+        if wanted.pool != self.ctx.pool.name:
+            raise errors.InvalidInputError(f"The node has no pool {wanted.pool!r}")
+        if wanted.source_replica and wanted.source_snapshot:
+            raise errors.InvalidInputError("source names a snapshot and a replica; give one")
+        if wanted.array_name and len(wanted.array_name.encode()) > 32:
+            raise errors.InvalidInputError("array.name has more than 32 bytes")
+        return wanted
+
+    def _compare(self, uuid: str, record: ReplicaRecord, wanted: ReplicaRecord) -> None:
+        if record.state == DELETING:
+            raise errors.BusyError(f"Replica {uuid} is being deleted")
+        plain = {"state": wanted.state, "token": wanted.token, "target_bytes": None}
+        if record.model_copy(update=plain) != wanted:
+            raise errors.ConflictError(
+                f"Replica {uuid} exists with another size, volume or source",
+                volume=record.volume_id,
+                node=self.ctx.persistent_id,
+                way_out="Use another uuid",
+            )
+
+    def _begin(self, uuid: str, wanted: ReplicaRecord) -> ReplicaRecord:
+        source = self._source_bytes(wanted)
+        if source is not None and wanted.bytes < source:
+            raise errors.InvalidInputError(f"bytes must be at least {source}, the source's size")
+        with self.ctx.spec.edit() as data:
+            self.ctx.pool.check_room(data, wanted.bytes)
+            record = wanted.model_copy(update={"token": new_token()})
+            data.replicas[uuid] = record
+        return record
+
+    def _source_bytes(self, record: ReplicaRecord) -> int | None:
+        if record.source_replica:
+            return self.ctx.replica(record.source_replica).bytes
+        if record.source_snapshot:
+            snapshot = self.ctx.spec.data.snapshots.get(record.source_snapshot)
+            if snapshot is None or snapshot.state != READY:
+                raise errors.NotExistsError(
+                    f"Snapshot {record.source_snapshot} does not exist",
+                    node=self.ctx.persistent_id,
+                )
+            return snapshot.bytes
+        return None
+
+    def _make(self, uuid: str, record: ReplicaRecord) -> ReplicaRecord:
+        try:
+            self._create(uuid, record)
+            self._restamp(uuid, record)
+        except errors.KumoError as error:
+            if not error.transient:
+                self.undo(uuid, record)
+            raise
+        return self._commit(uuid, record.model_copy(update={"state": READY}))
+
+    def _create(self, uuid: str, record: ReplicaRecord) -> None:
+        name, source = replica_name(uuid), self._source_name(record)
+        tags = (TAG, made_tag(record.token))
+        try:
+            if source is None:
+                self.ctx.lvm.create(name, record.bytes, tags)
+            else:
+                self.ctx.lvm.copy(name, source, tags, active=True)
+        except errors.InternalError:
+            self._continue(name, record)
+        if source is not None and record.bytes != self._source_bytes(record):
+            self.ctx.lvm.extend(name, record.bytes)
+
+    def _continue(self, name: str, record: ReplicaRecord) -> None:
+        """After a command that failed: go on when an earlier try had made the volume.
+
+        :raises ConflictError: a volume of that name was made by somebody else.
+        :raises KumoError: the failure, when there is no volume.
+        """
+        volume = self.ctx.lvm.find(name)
+        if volume is None:
+            raise  # noqa: PLE0704 - called from an except clause
+        if made_tag(record.token) not in volume.tags:
+            raise errors.ConflictError(
+                f"Logical volume {self.ctx.lvm.vg}/{name} exists and is not ours",
+                way_out="Rename or remove it on the node",
+            )
+        if not volume.active:
+            self.ctx.lvm.activate([name])
+
+    def _source_name(self, record: ReplicaRecord) -> str | None:
+        if record.source_replica:
+            return replica_name(record.source_replica)
+        if record.source_snapshot:
+            return snapshot_name(record.source_snapshot)
+        return None
+
+    def _restamp(self, uuid: str, record: ReplicaRecord) -> None:
+        if record.array_uuid is None or self._source_name(record) is None:
+            return
+        device = self.ctx.lvm.device(replica_name(uuid))
+        try:
+            outcome = md_superblock.restamp(device, record.array_uuid, record.array_name or "")
+        except OSError as error:
+            raise errors.InternalError(f"The copy {device} cannot be accessed: {error}") from error
+        LOG.info("Replica %s: its md superblock: %s", uuid, outcome.value)
+
+    def _commit(self, uuid: str, record: ReplicaRecord) -> ReplicaRecord:
+        with self.ctx.spec.edit() as data:
+            data.replicas[uuid] = record
+        return record
+
+    def undo(self, uuid: str, record: ReplicaRecord) -> None:
+        """Remove what a creation left, and its record; the caller holds the lock."""
+        self.ctx.lvm.remove(replica_name(uuid), record.token)
+        with self.ctx.spec.edit() as data:
+            del data.replicas[uuid]
+
+    # Growing.
+
+    def resize(self, uuid: str, size: int) -> Replica:
+        """Grow a replica, exported or not.
+
+        :param size: bytes, a multiple of 4 MiB.
+        :raises ConflictError: it is larger already.
+        """
+        if size % EXTENT:
+            raise errors.InvalidInputError(f"bytes must be a multiple of {EXTENT}")
+        with self.ctx.locks.hold(replica_lock(uuid)):
+            record = self.ctx.replica(uuid)
+            if size < record.bytes or (record.target_bytes or 0) > size:
+                raise errors.ConflictError(
+                    f"Replica {uuid} has {record.bytes} bytes and cannot shrink",
+                    volume=record.volume_id,
+                )
+            if size > record.bytes or record.target_bytes:
+                record = self._begin_resize(uuid, record, size)
+                record = self.finish_resize(uuid, record)
+            return self.view(uuid, record)
+
+    def _begin_resize(self, uuid: str, record: ReplicaRecord, size: int) -> ReplicaRecord:
+        with self.ctx.spec.edit() as data:
+            promised = max(record.bytes, record.target_bytes or 0)
+            self.ctx.pool.check_room(data, size - promised)
+            record = record.model_copy(update={"target_bytes": size})
+            data.replicas[uuid] = record
+        return record
+
+    def finish_resize(self, uuid: str, record: ReplicaRecord) -> ReplicaRecord:
+        """Do what a resize has begun; the caller holds the lock.
+
+        When LVM definitely refuses, the intent is given up: the size stays as it was.
+        """
+        if record.target_bytes is None:
+            return record
+        try:
+            self.ctx.lvm.extend(replica_name(uuid), record.target_bytes)
+        except errors.InternalError:
+            self._commit(uuid, record.model_copy(update={"target_bytes": None}))
+            raise
+        self.exports.revalidate(uuid)
+        done = {"bytes": record.target_bytes, "target_bytes": None}
+        return self._commit(uuid, record.model_copy(update=done))
+
+    # Removing.
+
+    def delete(self, uuid: str) -> None:
+        """Remove a replica; absent is success.
+
+        :raises InUseError: it is exported.
+        """
+        with self.ctx.locks.hold(replica_lock(uuid)):
+            record = self.ctx.spec.data.replicas.get(uuid)
+            if record is None:
+                return
+            exports = self.ctx.spec.data.exports_of(uuid)
+            if exports:
+                raise errors.InUseError(
+                    f"Replica {uuid} is exported to {exports[0].host_nqn}",
+                    volume=record.volume_id,
+                    way_out="Detach the volume first",
+                )
+            if record.state == READY:
+                record = self._commit(uuid, record.model_copy(update={"state": DELETING}))
+            self.undo(uuid, record)
