@@ -56,9 +56,7 @@ def sections(settings: config.Settings) -> config.Sections:
 def backend_sections(backends: Backends) -> config.Sections:
     """The sections that turn ``backends`` (section name to options) on."""
     enabled: config.Sections = {"DEFAULT": {"enabled_backends": list(backends)}}
-    named = {
-        name: {"volume_backend_name": name, **options} for name, options in backends.items()
-    }
+    named = {name: {"volume_backend_name": name, **options} for name, options in backends.items()}
     return {**enabled, **{name: dict(options) for name, options in named.items()}}
 
 

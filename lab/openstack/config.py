@@ -29,6 +29,11 @@ BIN = VENV / "bin"
 ETC = VENV / "etc"
 
 
+def cache_root() -> Path:
+    """The lab's cache directory: ``$KUMO_CACHE``, else ``~/.cache/kumo``."""
+    return Path(os.environ.get("KUMO_CACHE") or Path.home() / ".cache/kumo")
+
+
 def render_ini(sections: Mapping[str, Mapping[str, Value]]) -> str:
     """Render ``sections`` as an oslo.config file.
 
@@ -175,19 +180,28 @@ class Settings:
         }
 
 
-def service_environment(settings: Settings) -> dict[str, str]:
-    """The environment every Python service is started with: no OS_* of the caller."""
+def clean_environment() -> dict[str, str]:
+    """The caller's environment without its OpenStack and RabbitMQ settings and its proxies."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("OS_", "RABBITMQ_"))}
     return {
         **inherited,
         "PATH": f"{BIN}:{inherited.get('PATH', '/usr/sbin:/usr/bin:/sbin:/bin')}",
+        # stevedore keeps what it found in the entry points of all packages there.
+        "XDG_CACHE_HOME": str(cache_root()),
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
+
+
+def service_environment(settings: Settings) -> dict[str, str]:
+    """The environment every Python service is started with."""
+    return {
+        **clean_environment(),
         "HOME": str(settings.directory("home")),
         "TMPDIR": str(settings.directory("tmp")),
         "PYTHONUNBUFFERED": "1",
         # glibc makes an arena per thread by default; two keep a threaded server small.
         "MALLOC_ARENA_MAX": "2",
-        "NO_PROXY": "*",
-        "no_proxy": "*",
     }
 
 

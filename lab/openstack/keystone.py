@@ -33,7 +33,7 @@ def sections(settings: config.Settings) -> config.Sections:
             "fernet_receipts": {"key_repository": str(settings.state_dir / "keystone/fernet")},
             "credential": {"key_repository": str(settings.state_dir / "keystone/credential")},
             # The least that bcrypt allows: the lab checks passwords often and guards nothing.
-            "identity": {"password_hash_rounds": 4},
+            "identity": {"password_hash_rounds": 4, "max_password_length": 54},
             "cache": {"enabled": True, "backend": "oslo_cache.dict"},
         },
     )
@@ -93,17 +93,17 @@ def service(settings: config.Settings) -> Service:
     )
 
 
-def token(settings: config.Settings) -> str:
-    """A token of the admin in project admin.
+def token(settings: config.Settings, user: str = "admin", project: str = "admin") -> str:
+    """A token of ``user`` in ``project``.
 
     :raises OSError: keystone could not be asked, or refused (requests.RequestException).
     """
     domain = {"name": "Default"}
-    user = {"name": "admin", "password": settings.passwords["admin"], "domain": domain}
+    who = {"name": user, "password": settings.passwords[user], "domain": domain}
     body = {
         "auth": {
-            "identity": {"methods": ["password"], "password": {"user": user}},
-            "scope": {"project": {"name": "admin", "domain": domain}},
+            "identity": {"methods": ["password"], "password": {"user": who}},
+            "scope": {"project": {"name": project, "domain": domain}},
         }
     }
     answer = http.request("POST", f"{settings.auth_url}/auth/tokens", json=body)

@@ -88,7 +88,7 @@ def seed(api: Api, password: str) -> None:
 def main() -> None:
     """Seed the database that Keystone's config names."""
     sys.argv = ["keystone"]
-    from keystone.wsgi.api import application
+    from keystone.wsgi.api import application  # type: ignore[import-untyped]
     from werkzeug.test import Client as TestClient
 
     seed(Api(TestClient(application)), os.environ["KUMO_SEED_PASSWORD"])

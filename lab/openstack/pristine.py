@@ -33,11 +33,6 @@ class PristineError(Exception):
     """A database could not be prepared."""
 
 
-def cache_root() -> Path:
-    """The lab's cache directory: ``$KUMO_CACHE``, else ``~/.cache/kumo``."""
-    return Path(os.environ.get("KUMO_CACHE") or Path.home() / ".cache/kumo")
-
-
 def installed_versions() -> dict[str, str]:
     """Versions of the distributions that decide the content of the databases.
 
@@ -68,7 +63,7 @@ def provide(report: Report) -> Path:
 
     :raises PristineError: a migration failed; the message holds the end of its output.
     """
-    root = cache_root() / "openstack"
+    root = config.cache_root() / "openstack"
     root.mkdir(parents=True, exist_ok=True)
     target = root / cache_key(installed_versions(), recipe())
     with _locked(root / "lock"):

@@ -19,8 +19,8 @@ EPMD_PORT = 4369
 
 # One scheduler that never spins, and small tables: this broker carries a few dozen queues.
 _VM_FLAGS = "+P 65536 +t 1048576 +S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none"
-# Named by Erlang itself before RabbitMQ starts, which saves RabbitMQ the second Erlang VM with which
-# it starts epmd; the fixed port and address keep the node's own traffic on loopback.
+# Named by Erlang itself before RabbitMQ starts, which saves it a second Erlang VM to look for
+# epmd; the fixed port and address keep the node's own traffic on loopback.
 _DISTRIBUTION_FLAGS = (
     f"-name {NODE} -kernel inet_dist_use_interface {{127,0,0,1}}"
     f" inet_dist_listen_min {DISTRIBUTION_PORT} inet_dist_listen_max {DISTRIBUTION_PORT}"
@@ -112,7 +112,7 @@ def consumers(settings: config.Settings, queue: str) -> int:
 
     :raises OSError: the broker could not be asked.
     """
-    import amqp
+    import amqp  # type: ignore[import-untyped]
 
     connection = amqp.Connection(
         f"{settings.address}:{config.RABBIT_PORT}",

@@ -72,9 +72,7 @@ class Waiter:
             if self._clock() - begin > seconds:
                 names = ", ".join(service.name for service in waiting)
                 reason = f"not ready after {seconds:.0f} s (waiting for: {names})"
-                raise ServiceFailedError(
-                    waiting[0].name, reason, self._log_path(waiting[0].name)
-                )
+                raise ServiceFailedError(waiting[0].name, reason, self._log_path(waiting[0].name))
             self._sleep(_POLL_SECONDS)
 
     def _is_ready(self, service: Service) -> bool:

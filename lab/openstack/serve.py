@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     sys.argv = [module, *rest]
     application = importlib.import_module(module).application
 
-    import waitress
+    import waitress  # type: ignore[import-untyped]
 
     waitress.serve(
         application,

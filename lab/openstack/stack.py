@@ -101,6 +101,14 @@ class Stack:
         """The environment (OS_*) that makes the ``openstack`` command the admin here."""
         return self.settings.exports()
 
+    def service_token(self, user: str = "nova") -> str:
+        """A token with role service: as X-Service-Token beside the admin's own, it makes a request
+        one of Nova, which alone may delete the attachment of an instance (cinder, bug 2004555).
+
+        :raises OSError: keystone could not be asked.
+        """
+        return self._inside.call(lambda: keystone.token(self.settings, user, "service"))
+
     def service_exports(self, user: str) -> dict[str, str]:
         """Like :meth:`exports`, for a service user (cinder, glance or nova) of role service."""
         own = {"OS_USERNAME": user, "OS_PASSWORD": self.settings.passwords[user]}
