@@ -29,6 +29,9 @@ class KumoError(Exception):
     code: ClassVar[str] = "InternalError"
     http_status: ClassVar[int] = 500
     transient: bool = False
+    # Set by the client, never sent: an earlier try of the same call reached a server and its
+    # outcome is not known, so what this error complains about may be our own doing.
+    repeated: bool = False
 
     def __init__(
         self,

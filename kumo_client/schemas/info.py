@@ -22,3 +22,7 @@ class Info(WireModel):
     version: str = ""
     syslogs_backend: str = Field("", alias="syslogsBackend")
     capabilities: list[str] = []
+
+    def supports(self, capability: str) -> bool:
+        """Whether the server offers this extension."""
+        return capability in self.capabilities

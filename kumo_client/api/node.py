@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The API of a storage node; see :mod:`kumo_client.schemas.node`."""
+
+from __future__ import annotations
+
+from kumo_client.api.parse import model, quoted
+from kumo_client.schemas.common import StatusAnswer
+from kumo_client.schemas.node import (
+    Export,
+    ExportSpec,
+    Inventory,
+    NodeInfo,
+    NodeSnapshot,
+    Replica,
+    ReplicaResize,
+    ReplicaSpec,
+    SnapshotSpec,
+)
+from kumo_client.session import Session
+
+
+class Node:
+    """One storage node. Every call may be repeated; each raises the errors of the session.
+
+    A size is in bytes. ``PUT`` of something that exists with other values is ConflictError.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    def info(self) -> NodeInfo:
+        """Identity, portals and pools."""
+        return model(NodeInfo, self.session.request("GET", "/v1/info"))
+
+    def inventory(self) -> Inventory:
+        """All replicas, snapshots and exports."""
+        return model(Inventory, self.session.request("GET", "/v1/inventory"))
+
+    def put_replica(self, uuid: str, spec: ReplicaSpec) -> Replica:
+        """Make a replica, or find that it is there as asked."""
+        return model(Replica, self.session.request("PUT", _replica(uuid), json=spec.wire()))
+
+    def resize_replica(self, uuid: str, size: int) -> Replica:
+        """Grow a replica to ``size`` bytes.
+
+        :raises ConflictError: it is larger already.
+        """
+        body = ReplicaResize(bytes=size).wire()
+        answer = self.session.request("PATCH", _replica(uuid), json=body, idempotent=True)
+        return model(Replica, answer)
+
+    def replica(self, uuid: str) -> Replica:
+        """:raises NotExistsError: the node has no such replica."""
+        return model(Replica, self.session.request("GET", _replica(uuid)))
+
+    def delete_replica(self, uuid: str) -> StatusAnswer:
+        """:raises InUseError: the replica is exported."""
+        return model(StatusAnswer, self.session.request("DELETE", _replica(uuid)))
+
+    def put_snapshot(self, uuid: str, spec: SnapshotSpec) -> NodeSnapshot:
+        """Make a snapshot of a replica, or find that it is there as asked."""
+        return model(NodeSnapshot, self.session.request("PUT", _snapshot(uuid), json=spec.wire()))
+
+    def delete_snapshot(self, uuid: str) -> StatusAnswer:
+        """Delete a snapshot; one that is absent is a success."""
+        return model(StatusAnswer, self.session.request("DELETE", _snapshot(uuid)))
+
+    def put_export(self, replica_uuid: str, spec: ExportSpec) -> Export:
+        """Export a replica to one host, or find that it is exported to it."""
+        path = f"{_replica(replica_uuid)}/exports"
+        return model(Export, self.session.request("PUT", path, json=spec.wire()))
+
+    def delete_export(self, replica_uuid: str, host_nqn: str | None = None) -> StatusAnswer:
+        """End the export to this host, or to every host with ``None``."""
+        params = {"hostNqn": host_nqn} if host_nqn is not None else None
+        path = f"{_replica(replica_uuid)}/exports"
+        return model(StatusAnswer, self.session.request("DELETE", path, params=params))
+
+
+def _replica(uuid: str) -> str:
+    return f"/v1/replicas/{quoted(uuid)}"
+
+
+def _snapshot(uuid: str) -> str:
+    return f"/v1/snapshots/{quoted(uuid)}"

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Is what exists what was asked for? Each function names the differing fields, or gives None.
+
+Only what a server of any age reports back is compared.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kumo_client.schemas.backend import Backend, BackendCreate
+from kumo_client.schemas.snapshot import Snapshot, SnapshotCreate, SnapshotVolumeCreate
+from kumo_client.schemas.volume import CloneCreate, Volume, VolumeCreate
+
+
+def _difference(**pairs: tuple[Any, Any]) -> str | None:
+    wrong = [name for name, (asked, found) in pairs.items() if asked != found]
+    return ", ".join(wrong) or None
+
+
+def _lower(value: str | None) -> str:
+    return (value or "").lower()
+
+
+def backend(asked: BackendCreate, found: Backend) -> str | None:
+    """Compare a registration with a storage node."""
+    return _difference(
+        mgmtIPs=(set(asked.mgmt_ips), set(found.mgmt_ips)),
+        mgmtPort=(asked.mgmt_port, found.mgmt_port),
+        rack=(asked.rack, found.rack),
+        zone=(asked.zone, found.zone),
+        region=(asked.region, found.region),
+    )
+
+
+def volume(asked: VolumeCreate, found: Volume) -> str | None:
+    """Compare a request for a new volume with a volume."""
+    return _difference(
+        uuid=(_lower(asked.uuid), _lower(found.uuid)),
+        alias=(asked.alias, found.alias),
+        capacity=(asked.capacity, found.capacity),
+        numReplicas=(asked.storage_class.num_replicas, found.num_replicas),
+    )
+
+
+def clone(asked: CloneCreate, found: Volume) -> str | None:
+    """Compare a request for a clone with a volume.
+
+    KumoScale does not report the source; ours does.
+    """
+    return _difference(
+        uuid=(_lower(asked.volume_id), _lower(found.uuid)),
+        alias=(asked.alias, found.alias),
+        capacity=(asked.capacity or found.capacity, found.capacity),
+        sourceVolumeId=(
+            _lower(asked.source_volume_id),
+            _lower(found.source_volume_id or asked.source_volume_id),
+        ),
+    )
+
+
+def snapshot(asked: SnapshotCreate, found: Snapshot) -> str | None:
+    """Compare a request for a snapshot with a snapshot."""
+    return _difference(
+        snapshotID=(_lower(asked.snapshot_id), _lower(found.snapshot_id)),
+        alias=(asked.alias, found.alias),
+        volumeID=(_lower(asked.volume_id), _lower(found.volume_id)),
+    )
+
+
+def snapshot_volume(asked: SnapshotVolumeCreate, found: Volume) -> str | None:
+    """Compare a request for a volume from a snapshot with a volume."""
+    return _difference(
+        uuid=(_lower(asked.volume_id), _lower(found.uuid)),
+        alias=(asked.alias, found.alias),
+        capacity=(asked.capacity or found.capacity, found.capacity),
+        snapshotID=(_lower(asked.snapshot_id), _lower(found.snapshot_id)),
+    )

@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTTPS session with the endpoints of one service.
+
+Repeats and failover stay inside a time budget:
+
+* no connection was made: the next endpoint is asked, for every verb;
+* the answer was lost: the same, but only for calls that may be sent twice;
+* an error answer marked ``transient``: the call is repeated after a pause;
+* a certificate that cannot be verified everywhere ends the call at once: waiting does not help.
+
+The endpoint that answered last is asked first next time. No proxy, ``.netrc`` or certificate
+setting is taken from the environment: each of them could replace the token or the verification.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json as jsonlib
+import logging
+import random
+import ssl
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
+
+import requests
+import tenacity
+import urllib3.exceptions
+from requests.adapters import BaseAdapter, HTTPAdapter
+
+from kumo_client import answer, endpoint, errors, redact, request_id
+
+LOG = logging.getLogger(__name__)
+
+IDEMPOTENT_VERBS = frozenset({"GET", "HEAD", "PUT", "DELETE"})
+FIRST_PAUSE = 0.2
+LONGEST_PAUSE = 5.0
+_LOGGED_CHARACTERS = 4000
+
+_NOT_SENT = (
+    urllib3.exceptions.NewConnectionError,
+    urllib3.exceptions.ConnectTimeoutError,
+    ssl.SSLCertVerificationError,
+)
+
+
+class Session:
+    """Requests to the endpoints of one service; may be used by several threads at once.
+
+    :param endpoints: base URLs, ``https://`` only; ``http://`` needs ``allow_http`` and a
+        loopback address.
+    :param token: bearer token, or what gives the present one; ``None`` sends none.
+    :param ca_file: PEM file with the CA of the servers; ``None`` means the system's store.
+    :param client_cert: PEM file with a client certificate and its key.
+    :param connect_timeout: seconds for one connection.
+    :param read_timeout: seconds without a byte from the server.
+    :param budget: seconds that a call may take with all repeats.
+    :param pool_size: connections kept open to each endpoint.
+    :param transport: what carries the requests instead of the network.
+    :raises ConfigError: an endpoint, file or token cannot be used.
+    """
+
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        *,
+        token: str | Callable[[], str] | None,
+        ca_file: str | None,
+        client_cert: str | None = None,
+        connect_timeout: float = 5.0,
+        read_timeout: float = 60.0,
+        budget: float = 120.0,
+        user_agent: str = "kumo-client",
+        allow_http: bool = False,
+        pool_size: int = 16,
+        transport: BaseAdapter | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.endpoints = endpoint.endpoints(endpoints, allow_http=allow_http)
+        self.budget = budget
+        self._token = endpoint.check_token(token) if isinstance(token, str) else token
+        self._connect_timeout = connect_timeout
+        self._read_timeout = read_timeout
+        self._clock = clock
+        self._sleep = sleep
+        self._preferred = self.endpoints[0]
+        endpoint.check_client_cert(client_cert)
+        self._http = requests.Session()
+        self._http.trust_env = False
+        self._http.verify = endpoint.verify_setting(ca_file)
+        self._http.cert = client_cert
+        self._http.headers.update({"User-Agent": user_agent, "Accept": "application/json"})
+        for scheme in ("https://", "http://"):
+            self._http.mount(
+                scheme,
+                transport
+                or HTTPAdapter(
+                    pool_connections=len(self.endpoints), pool_maxsize=pool_size, max_retries=0
+                ),
+            )
+
+    def __repr__(self) -> str:
+        return f"<Session {' '.join(self.endpoints)}>"
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+
+    def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        json: Any = None,
+        params: dict[str, str] | None = None,
+        budget: float | None = None,
+        idempotent: bool | None = None,
+        accept: Collection[str] = (),
+    ) -> Any:
+        """Send a request and give the decoded JSON of the answer.
+
+        :param path: begins with ``/``; its parts are already quoted.
+        :param budget: seconds; default is that of the session.
+        :param idempotent: the call may be sent again when its answer was lost; by default so
+            for GET, HEAD, PUT and DELETE.
+        :param accept: values of ``status`` that are no error besides ``Success``.
+        :raises CommunicationError: no endpoint answered inside the budget. ``transient`` is false
+            when the request may have been carried out and must not be sent twice.
+        :raises ProtocolError: an answer that the API does not allow.
+        :raises KumoError: the typed error of an error answer.
+        """
+        call = _Call(
+            session=self,
+            method=method.upper(),
+            path=path,
+            json=json,
+            params=params,
+            budget=self.budget if budget is None else budget,
+            idempotent=method.upper() in IDEMPOTENT_VERBS if idempotent is None else idempotent,
+            accept=accept,
+        )
+        current = request_id.current()
+        with contextlib.nullcontext(current) if current else request_id.use(None) as rid:
+            try:
+                return call.run()
+            except errors.KumoError as exc:
+                exc.request_id = exc.request_id or rid
+                raise
+
+    def _ordered(self) -> list[str]:
+        first = self.endpoints.index(self._preferred)
+        return [*self.endpoints[first:], *self.endpoints[:first]]
+
+    def _bearer(self) -> str | None:
+        if self._token is None or isinstance(self._token, str):
+            return self._token
+        return endpoint.check_token(self._token())
+
+
+class _AgainError(Exception):
+    """This round gave no final answer, and another one is allowed."""
+
+    def __init__(self, error: errors.KumoError) -> None:
+        super().__init__(str(error))
+        self.error = error
+
+
+class _Call:
+    """One call with its repeats."""
+
+    def __init__(
+        self,
+        *,
+        session: Session,
+        method: str,
+        path: str,
+        json: Any,
+        params: dict[str, str] | None,
+        budget: float,
+        idempotent: bool,
+        accept: Collection[str],
+    ) -> None:
+        self.session = session
+        self.method = method
+        self.path = path
+        self.json = json
+        self.params = params
+        self.idempotent = idempotent
+        self.accept = accept
+        self.budget = budget
+        self.deadline = session._clock() + budget
+        self.outcome_unknown = False
+        self._pause = 0.0
+
+    def run(self) -> Any:
+        """Rounds over the endpoints until there is an answer or the budget is spent."""
+        retrying = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(_AgainError),
+            wait=self._choose_pause,
+            stop=self._is_spent,
+            sleep=self.session._sleep,
+            reraise=True,
+        )
+        try:
+            return retrying(self._round)
+        except _AgainError as exc:
+            raise exc.error from exc.__cause__
+
+    def _choose_pause(self, state: tenacity.RetryCallState) -> float:
+        longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(state.attempt_number - 1, 10))
+        self._pause = longest * random.uniform(0.5, 1.0)
+        return self._pause
+
+    def _is_spent(self, state: tenacity.RetryCallState) -> bool:
+        return self._left() <= self._pause
+
+    def _left(self) -> float:
+        return self.deadline - self.session._clock()
+
+    def _round(self) -> Any:
+        """Ask each endpoint once, until one answers."""
+        reasons: list[str] = []
+        hopeless = 0
+        tried = 0
+        for url in self.session._ordered():
+            if reasons and self._left() <= 0:
+                break
+            tried += 1
+            try:
+                return self._answer_of(url)
+            except requests.RequestException as exc:
+                reasons.append(f"{url}: {_reason(exc)}")
+                LOG.warning(
+                    "%s %s %s%s got no answer: %s",
+                    request_id.current(),
+                    self.method,
+                    url,
+                    self.path,
+                    _reason(exc),
+                )
+                hopeless += _is_untrusted(exc)
+                if not _was_not_sent(exc):
+                    self._lost(reasons, exc)
+            except answer.NoJsonError as exc:
+                if not exc.transient:
+                    raise
+                reasons.append(f"{url}: {exc.message}")
+                self._lost(reasons, exc)
+        if hopeless == tried:
+            raise self._communication_error(reasons, transient=False)
+        raise _AgainError(self._communication_error(reasons, transient=True))
+
+    def _answer_of(self, url: str) -> Any:
+        try:
+            data = self._send(url)
+        except answer.NoJsonError:
+            raise
+        except errors.KumoError as exc:
+            self.session._preferred = url
+            exc.repeated = self.outcome_unknown
+            if exc.transient:
+                # "Nothing is known about the outcome" also when the server says so.
+                self.outcome_unknown = True
+                raise _AgainError(exc) from exc
+            raise
+        self.session._preferred = url
+        return data
+
+    def _lost(self, reasons: list[str], cause: Exception) -> None:
+        self.outcome_unknown = True
+        if not self.idempotent:
+            raise self._communication_error(reasons, transient=False) from cause
+
+    def _communication_error(
+        self, reasons: list[str], *, transient: bool
+    ) -> errors.CommunicationError:
+        error = errors.CommunicationError(
+            f"no answer to {self.method} {self.path} within {self.budget:g} s"
+            f" ({'; '.join(reasons)})",
+            details={"outcome": "unknown" if self.outcome_unknown else "not sent"},
+        )
+        error.transient = transient
+        error.repeated = self.outcome_unknown
+        return error
+
+    def _send(self, url: str) -> Any:
+        session = self.session
+        headers: dict[str, str | bytes] = {request_id.HEADER: request_id.current() or ""}
+        secrets: list[str] = []
+        if (token := session._bearer()) is not None:
+            headers["Authorization"] = f"Bearer {token}"
+            secrets.append(token)
+        left = max(self._left(), 0.05)
+        _log_request(self.method, url + self.path, self.params, self.json, secrets)
+        started = session._clock()
+        response = session._http.request(
+            self.method,
+            url + self.path,
+            json=self.json,
+            params=self.params,
+            headers=headers,
+            timeout=(min(session._connect_timeout, left), min(session._read_timeout, left)),
+            allow_redirects=False,
+        )
+        _log_answer(self.method, url + self.path, response, session._clock() - started, secrets)
+        return answer.decode(response, secrets, self.accept)
+
+
+def _chain(exc: BaseException) -> Iterator[BaseException]:
+    """An exception with all those that it wraps."""
+    seen: set[int] = set()
+    waiting: list[Any] = [exc]
+    while waiting:
+        item = waiting.pop()
+        if not isinstance(item, BaseException) or id(item) in seen:
+            continue
+        seen.add(id(item))
+        yield item
+        waiting += [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
+
+
+def _was_not_sent(exc: requests.RequestException) -> bool:
+    """Whether it is certain that the server saw nothing of the request."""
+    return isinstance(exc, requests.ConnectTimeout) or any(
+        isinstance(item, _NOT_SENT) for item in _chain(exc)
+    )
+
+
+def _is_untrusted(exc: requests.RequestException) -> bool:
+    return any(isinstance(item, ssl.SSLCertVerificationError) for item in _chain(exc))
+
+
+def _reason(exc: requests.RequestException) -> str:
+    """A few words without addresses of objects in memory."""
+    for item in _chain(exc):
+        if isinstance(item, ssl.SSLCertVerificationError):
+            return f"its certificate is not trusted ({item.verify_message or item.reason})"
+        if isinstance(item, urllib3.exceptions.NameResolutionError):
+            return "its name is not known"
+    if isinstance(exc, requests.ConnectTimeout):
+        return "no connection in time"
+    if isinstance(exc, requests.Timeout):
+        return "no answer in time"
+    for item in _chain(exc):
+        if isinstance(item, OSError) and item.strerror:
+            return item.strerror
+    return type(exc).__name__
+
+
+def _shown(value: Any, secrets: list[str]) -> str:
+    text = jsonlib.dumps(redact.json_value(value, secrets), sort_keys=True)
+    return text if len(text) <= _LOGGED_CHARACTERS else f"{text[:_LOGGED_CHARACTERS]}..."
+
+
+def _log_request(
+    method: str, url: str, params: dict[str, str] | None, body: Any, secrets: list[str]
+) -> None:
+    if LOG.isEnabledFor(logging.DEBUG):
+        asked = _shown({"params": params, "body": body}, secrets)
+        LOG.debug("%s %s %s: %s", request_id.current(), method, url, asked)
+
+
+def _log_answer(
+    method: str, url: str, response: requests.Response, seconds: float, secrets: list[str]
+) -> None:
+    if not LOG.isEnabledFor(logging.DEBUG):
+        return
+    try:
+        shown = _shown(response.json(), secrets)
+    except (ValueError, RecursionError):
+        shown = f"{len(response.content)} bytes that are not JSON"
+    LOG.debug(
+        "%s %s %s answered HTTP %d in %.3f s: %s",
+        request_id.current(),
+        method,
+        url,
+        response.status_code,
+        seconds,
+        shown,
+    )
