@@ -13,8 +13,9 @@ from lab.openstack.service import Service, wsgi_argv
 HOST = "kumo"
 Backends = Mapping[str, Mapping[str, str]]
 
-# Written by the volume manager when a driver's setup check fails; the service itself stays up.
-_DRIVER_FAILED = ("Failed to initialize driver", "Volume service %s failed to start")
+# What the log says when a driver cannot be loaded or fails its setup check; the process stays up.
+# The first comes from the volume manager, the second from cinder-volume's main.
+_DRIVER_FAILED = ("Failed to initialize driver", " failed to start.: ")
 
 
 def sections(settings: config.Settings) -> config.Sections:
