@@ -198,6 +198,7 @@ class _Call:
         self.deadline = session._clock() + budget
         self.outcome_unknown = False
         self._pause = 0.0
+        self._told: set[tuple[str, str]] = set()
 
     def run(self) -> Any:
         """Rounds over the endpoints until there is an answer or the budget is spent."""
@@ -237,14 +238,7 @@ class _Call:
                 return self._answer_of(url)
             except requests.RequestException as exc:
                 reasons.append(f"{url}: {_reason(exc)}")
-                LOG.warning(
-                    "%s %s %s%s got no answer: %s",
-                    request_id.current(),
-                    self.method,
-                    url,
-                    self.path,
-                    _reason(exc),
-                )
+                self._tell(url, _reason(exc))
                 hopeless += _is_untrusted(exc)
                 if not _was_not_sent(exc):
                     self._lost(reasons, exc)
@@ -252,10 +246,18 @@ class _Call:
                 if not exc.transient:
                     raise
                 reasons.append(f"{url}: {exc.message}")
+                self._tell(url, exc.message)
                 self._lost(reasons, exc)
         if hopeless == tried:
             raise self._communication_error(reasons, transient=False)
         raise _AgainError(self._communication_error(reasons, transient=True))
+
+    def _tell(self, url: str, reason: str) -> None:
+        # A call repeats for minutes: the same trouble is worth one line.
+        level = logging.DEBUG if (url, reason) in self._told else logging.WARNING
+        self._told.add((url, reason))
+        rid = request_id.current()
+        LOG.log(level, "%s %s %s%s got no answer: %s", rid, self.method, url, self.path, reason)
 
     def _answer_of(self, url: str) -> Any:
         try:

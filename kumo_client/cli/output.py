@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Show objects as a table or as JSON."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from kumo_client.schemas.common import WireModel
+
+M = TypeVar("M", bound=WireModel)
+
+FORMATS = ("table", "json")
+# Fields that hold ms since the epoch.
+_TIMES = frozenset({"lastProbTime", "lastProbeTime", "timestamp"})
+
+
+class Column(NamedTuple):
+    """A column of a list: its heading and what it shows of an object."""
+
+    heading: str
+    value: Callable[[Any], Any]
+    # Numbers are easier to compare at the right edge.
+    right: bool = False
+
+
+def show_list(objects: Sequence[M], columns: Sequence[Column], output_format: str) -> None:
+    """Print several objects."""
+    if output_format == "json":
+        _print_json([item.wire() for item in objects])
+        return
+    table = _table()
+    for column in columns:
+        table.add_column(column.heading, justify="right" if column.right else "left", no_wrap=True)
+    for item in objects:
+        table.add_row(*(_cell(column.value(item)) for column in columns))
+    _print_table(table)
+
+
+def show_one(item: WireModel, output_format: str) -> None:
+    """Print one object with all its fields, under the names of the wire."""
+    if output_format == "json":
+        _print_json(item.wire())
+        return
+    table = _table()
+    table.add_column("Field", no_wrap=True)
+    table.add_column("Value", overflow="fold")
+    for name, value in item.wire().items():
+        value = when(value) if name in _TIMES else value
+        table.add_row(_cell(name), _cell(value))
+    _print_table(table)
+
+
+def when(milliseconds: int) -> str:
+    """A time of the wire (ms since the epoch) in UTC; empty for 0, which means never."""
+    if not milliseconds:
+        return ""
+    try:
+        moment = datetime.datetime.fromtimestamp(milliseconds / 1000, tz=datetime.UTC)
+    except (OverflowError, ValueError, OSError):
+        return str(milliseconds)
+    return moment.strftime("%Y-%m-%d %H:%M:%S UTC")
+
+
+def plain(value: str) -> str:
+    """A text from outside without characters that steer a terminal."""
+    return "".join(char if char.isprintable() or char == "\n" else "?" for char in value)
+
+
+def _table() -> Table:
+    return Table(box=box.ASCII2, show_edge=True, highlight=False)
+
+
+def _cell(value: Any) -> Text:
+    return Text(plain(_words(value)))
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return "\n".join(_words(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={_inline(item)}" for key, item in value.items())
+    return str(value)
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return json.dumps(value, ensure_ascii=False)
+    return _words(value)
+
+
+def _print_table(table: Table) -> None:
+    """Print at the width of the terminal, or of the table where there is none or it is narrower."""
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=False, markup=False, emoji=False)
+    wide = console.options.update(max_width=100_000)
+    needed = Measurement.get(console, wide, table)
+    console.width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
+    console.print(table)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
