@@ -61,12 +61,18 @@ def test_list_opts_gives_the_backend_section():
 @pytest.fixture
 def clean_groups(monkeypatch):
     """No driver's options are registered yet, and the in-tree ones are as Cinder made them."""
-    cfg.CONF.reset()
-    for group in (GROUP, configuration.SHARED_CONF_GROUP):
-        for opt in conf.OPTS:
-            cfg.CONF.unregister_opt(opt, group)
+
+    def forget():
+        cfg.CONF.reset()
+        for group in (GROUP, configuration.SHARED_CONF_GROUP):
+            for opt in conf.OPTS:
+                cfg.CONF.unregister_opt(opt, group)
+
     [token] = [opt for opt in in_tree.KUMOSCALE_OPTS if opt.name == "kioxia_token"]
     monkeypatch.setattr(token, "secret", False)
+    forget()
+    yield
+    forget()
 
 
 @pytest.mark.usefixtures("clean_groups")
