@@ -7,12 +7,13 @@ import dataclasses
 from collections.abc import Sequence
 
 from kumo_client import errors, naming
-from kumo_node import nvmet, spec
 from kumo_node.conf import NodePortal
 from kumo_node.kernel import Kernel
 from kumo_node.locks import Locks
 from kumo_node.lvm import Lvm, replica_name
+from kumo_node.nvmet import Namespace, Nvmet
 from kumo_node.pool import Pool
+from kumo_node.spec import READY, ExportRecord, ReplicaRecord, Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +21,10 @@ class Context:
     """The parts of a node; one for each process."""
 
     name: str
-    spec: spec.Spec
+    spec: Spec
     lvm: Lvm
     pool: Pool
-    nvmet: nvmet.Nvmet
+    nvmet: Nvmet
     kernel: Kernel
     locks: Locks
     portals: Sequence[NodePortal]
@@ -32,13 +33,13 @@ class Context:
     def persistent_id(self) -> str:
         return self.spec.data.persistent_id
 
-    def subsystem(self, record: spec.ExportRecord) -> str:
+    def subsystem(self, record: ExportRecord) -> str:
         """NQN of the subsystem of an export."""
         return naming.subsystem_nqn(self.persistent_id, record.host_nqn, record.io_class)
 
-    def namespace(self, record: spec.ExportRecord) -> nvmet.Namespace:
+    def namespace(self, record: ExportRecord) -> Namespace:
         """An export as the kernel needs it."""
-        return nvmet.Namespace(
+        return Namespace(
             subsystem=self.subsystem(record),
             host_nqn=record.host_nqn,
             nsid=record.nsid,
@@ -46,13 +47,13 @@ class Context:
             device=self.lvm.device(replica_name(record.replica)),
         )
 
-    def replica(self, uuid: str) -> spec.ReplicaRecord:
+    def replica(self, uuid: str) -> ReplicaRecord:
         """The record of a replica that was answered as done.
 
         :raises NotExistsError: there is none, or it is being made or deleted.
         """
         record = self.spec.data.replicas.get(uuid)
-        if record is None or record.state != spec.READY:
+        if record is None or record.state != READY:
             raise errors.NotExistsError(f"Replica {uuid} does not exist", node=self.persistent_id)
         return record
 

@@ -54,9 +54,7 @@ class Plan:
     problems: tuple[str, ...] = ()
 
 
-def plan(
-    disks: Sequence[Disk], wipe: Iterable[str], recorded: Mapping[str, DiskRecord]
-) -> Plan:
+def plan(disks: Sequence[Disk], wipe: Iterable[str], recorded: Mapping[str, DiskRecord]) -> Plan:
     """Decide; pure.
 
     :param wipe: paths whose contents may be destroyed, as configured.

@@ -11,7 +11,6 @@ from oslo_log import log
 from kumo_client import errors
 from kumo_client.schemas.node import Export, ExportSpec
 from kumo_node.context import Context, host_lock, replica_lock
-from kumo_node.lvm import replica_name
 from kumo_node.spec import CREATING, DELETING, READY, Data, ExportRecord, export_key
 
 LOG = log.getLogger(__name__)
@@ -161,9 +160,3 @@ class Exports:
                 raise errors.InternalError(
                     f"The NVMe target did not take the new size of {replica}: {error}"
                 ) from error
-
-    def is_exported(self, replica: str) -> bool:
-        return bool(self.ctx.spec.data.exports_of(replica))
-
-    def device_name(self, record: ExportRecord) -> str:
-        return replica_name(record.replica)

@@ -150,20 +150,20 @@ class Replicas:
                 self.ctx.lvm.create(name, record.bytes, tags)
             else:
                 self.ctx.lvm.copy(name, source, tags, active=True)
-        except errors.InternalError:
-            self._continue(name, record)
+        except errors.InternalError as error:
+            self._continue(name, record, error)
         if source is not None and record.bytes != self._source_bytes(record):
             self.ctx.lvm.extend(name, record.bytes)
 
-    def _continue(self, name: str, record: ReplicaRecord) -> None:
+    def _continue(self, name: str, record: ReplicaRecord, error: errors.KumoError) -> None:
         """After a command that failed: go on when an earlier try had made the volume.
 
         :raises ConflictError: a volume of that name was made by somebody else.
-        :raises KumoError: the failure, when there is no volume.
+        :raises KumoError: ``error``, when there is no volume.
         """
         volume = self.ctx.lvm.find(name)
         if volume is None:
-            raise  # noqa: PLE0704 - called from an except clause
+            raise error
         if made_tag(record.token) not in volume.tags:
             raise errors.ConflictError(
                 f"Logical volume {self.ctx.lvm.vg}/{name} exists and is not ours",

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The node API: routes, and the edge where errors become answers.
+
+The routes and bodies are listed in :mod:`kumo_client.schemas.node`. Every answer is a JSON object;
+an error has ``status``, ``description`` and ``transient``. All paths need a bearer token.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from oslo_log import log
+from starlette.exceptions import HTTPException
+
+from kumo_client import errors
+from kumo_client.schemas.common import StatusAnswer, UuidText
+from kumo_client.schemas.node import (
+    Export,
+    ExportSpec,
+    Inventory,
+    NodeInfo,
+    NodeSnapshot,
+    Replica,
+    ReplicaResize,
+    ReplicaSpec,
+    SnapshotSpec,
+)
+from kumo_node.auth import Tokens
+from kumo_node.service import Node
+
+LOG = log.getLogger(__name__)
+MAX_BODY = 1 << 20
+REQUEST_ID = "X-Openstack-Request-Id"
+_REQUEST_ID = re.compile(r"^req-[0-9a-fA-F-]{36}$")
+Uuid = Annotated[UuidText, Path()]
+
+
+def make(node: Node, tokens: Tokens) -> FastAPI:
+    """The application of one node."""
+    app = FastAPI(title="Kumo storage node", version=node.version, docs_url=None, redoc_url=None)
+    _add_looks(app, node)
+    _add_replicas(app, node)
+    _add_snapshots(app, node)
+    _add_errors(app)
+    _add_edge(app, tokens)
+    return app
+
+
+def _add_looks(app: FastAPI, node: Node) -> None:
+    @app.get("/v1/info", summary="Identity, portals and pools")
+    def info() -> NodeInfo:
+        return node.info()
+
+    @app.get("/v1/inventory", summary="All replicas, snapshots and exports")
+    def inventory() -> Inventory:
+        return node.inventory()
+
+
+def _add_replicas(app: FastAPI, node: Node) -> None:
+    @app.put("/v1/replicas/{uuid}", summary="Make a replica, empty or as a copy")
+    def put_replica(uuid: Uuid, body: ReplicaSpec) -> Replica:
+        return node.replicas.put(uuid, body)
+
+    @app.patch("/v1/replicas/{uuid}", summary="Grow a replica")
+    def resize_replica(uuid: Uuid, body: ReplicaResize) -> Replica:
+        return node.replicas.resize(uuid, body.bytes)
+
+    @app.get("/v1/replicas/{uuid}", summary="State of a replica")
+    def get_replica(uuid: Uuid) -> Replica:
+        return node.replicas.get(uuid)
+
+    @app.delete("/v1/replicas/{uuid}", summary="Remove a replica that is not exported")
+    def delete_replica(uuid: Uuid) -> StatusAnswer:
+        node.replicas.delete(uuid)
+        return StatusAnswer()
+
+    @app.put("/v1/replicas/{uuid}/exports", summary="Export a replica to one host")
+    def put_export(uuid: Uuid, body: ExportSpec) -> Export:
+        return node.exports.put(uuid, body)
+
+    @app.delete("/v1/replicas/{uuid}/exports", summary="Take a replica away from one host or all")
+    def delete_export(
+        uuid: Uuid, host_nqn: Annotated[str | None, Query(alias="hostNqn", max_length=223)] = None
+    ) -> StatusAnswer:
+        node.exports.delete(uuid, host_nqn)
+        return StatusAnswer()
+
+
+def _add_snapshots(app: FastAPI, node: Node) -> None:
+    @app.put("/v1/snapshots/{uuid}", summary="Take a snapshot of a replica")
+    def put_snapshot(uuid: Uuid, body: SnapshotSpec) -> NodeSnapshot:
+        return node.snapshots.put(uuid, body)
+
+    @app.delete("/v1/snapshots/{uuid}", summary="Remove a snapshot")
+    def delete_snapshot(uuid: Uuid) -> StatusAnswer:
+        node.snapshots.delete(uuid)
+        return StatusAnswer()
+
+
+# The edge.
+
+
+def _answer(error: errors.KumoError, request: Request) -> JSONResponse:
+    error.request_id = request_id(request)
+    level = LOG.error if error.http_status >= 500 else LOG.info
+    level("%s %s %s: %s", error.request_id, request.method, request.url.path, error)
+    return JSONResponse(error.to_wire(), status_code=error.http_status)
+
+
+def request_id(request: Request) -> str:
+    """The caller's request id, or one of our own when it sent none that can be logged."""
+    known = getattr(request.state, "request_id", None)
+    if known is None:
+        sent = request.headers.get(REQUEST_ID, "")
+        known = sent if _REQUEST_ID.match(sent) else f"req-{uuid.uuid4()}"
+        request.state.request_id = known
+    return str(known)
+
+
+def _input_error(error: RequestValidationError) -> errors.InvalidInputError:
+    parts = []
+    for item in error.errors()[:5]:
+        where = ".".join(str(part) for part in item.get("loc", ())[1:]) or "body"
+        parts.append(f"{where}: {item.get('msg', 'is wrong')}")
+    return errors.InvalidInputError("; ".join(parts) or "The request is wrong")
+
+
+def _http_error(error: HTTPException) -> errors.KumoError:
+    if error.status_code == 404:
+        return errors.NotExistsError("No such path in the node API")
+    if error.status_code == 405:
+        return errors.MethodNotAllowedError("That method is not allowed on this path")
+    return errors.InvalidInputError(f"The request cannot be read: {error.detail}")
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(errors.KumoError)
+    def ours(request: Request, error: errors.KumoError) -> JSONResponse:
+        return _answer(error, request)
+
+    @app.exception_handler(RequestValidationError)
+    def wrong_input(request: Request, error: RequestValidationError) -> JSONResponse:
+        return _answer(_input_error(error), request)
+
+    @app.exception_handler(HTTPException)
+    def wrong_path(request: Request, error: HTTPException) -> JSONResponse:
+        return _answer(_http_error(error), request)
+
+    @app.exception_handler(Exception)
+    def defect(request: Request, error: Exception) -> JSONResponse:
+        LOG.error("%s: a defect", request_id(request), exc_info=error)
+        return _answer(
+            errors.InternalError(f"A defect of the node: {type(error).__name__}"), request
+        )
+
+
+def _add_edge(app: FastAPI, tokens: Tokens) -> None:
+    @app.middleware("http")
+    async def edge(
+        request: Request, call_next: Callable[[Request], Awaitable[Any]]
+    ) -> JSONResponse | Any:
+        try:
+            _reload(tokens)
+            tokens.check(request.headers.get("Authorization"))
+            _check_length(request.headers.get("Content-Length"), request.headers)
+        except errors.KumoError as error:
+            return _answer(error, request)
+        LOG.debug("%s %s %s", request_id(request), request.method, request.url.path)
+        answer = await call_next(request)
+        answer.headers[REQUEST_ID] = request_id(request)
+        return answer
+
+
+def _reload(tokens: Tokens) -> None:
+    try:
+        tokens.reload()
+    except errors.ConfigError as error:
+        # Somebody is editing it; the tokens known so far stay good.
+        LOG.error("%s", error)
+
+
+def _check_length(length: str | None, headers: Any) -> None:
+    if "chunked" in headers.get("Transfer-Encoding", "").lower():
+        raise errors.InvalidInputError("A body must be sent with Content-Length")
+    if length is not None and (not length.isdigit() or int(length) > MAX_BODY):
+        raise errors.InvalidInputError(f"A body may have at most {MAX_BODY} bytes")
+
+
+def openapi(app: FastAPI) -> str:
+    """The API's description as JSON text."""
+    return json.dumps(app.openapi(), indent=2, sort_keys=True)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Console script ``kumo-node``: ``run`` serves the API, ``check`` says what is wrong."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Sequence
+
+import uvicorn
+from oslo_config import cfg
+from oslo_log import log
+
+from kumo_client import errors
+from kumo_node import app, conf, kernel
+from kumo_node.auth import Tokens
+from kumo_node.service import Node, version
+
+LOG = log.getLogger(__name__)
+COMMANDS = ("lvm", "lvs", "lsblk", "wipefs", "modprobe", "udevadm")
+
+
+class Server(uvicorn.Server):
+    """Tells systemd when the API can be reached."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            kernel.notify("READY=1")
+
+
+def check_tls(options: cfg.ConfigOpts) -> None:
+    """:raises ConfigError: certificate or key cannot be used."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(options.tls_cert_file, options.tls_key_file)
+    except (OSError, ssl.SSLError) as error:
+        raise errors.ConfigError(
+            f"Options tls_cert_file, tls_key_file: {options.tls_cert_file}: {error}",
+            way_out="kumo-provisioner init makes certificates for nodes",
+        ) from error
+
+
+def serve(options: cfg.ConfigOpts) -> None:
+    """Run until a signal.
+
+    :raises KumoError: the node cannot serve.
+    """
+    check_tls(options)
+    tokens = Tokens(options.token_file)
+    node = Node(options)
+    try:
+        for problem in node.prepare():
+            LOG.warning("Not restored yet: %s", problem)
+        node.restore.start()
+        config = uvicorn.Config(
+            app.make(node, tokens),
+            host=options.listen_address,
+            port=options.listen_port,
+            ssl_certfile=options.tls_cert_file,
+            ssl_keyfile=options.tls_key_file or options.tls_cert_file,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            # A call that is under way may hold an intent: give it time to end.
+            timeout_graceful_shutdown=options.command_timeout,
+        )
+        LOG.info("Node %s serves on port %d", node.ctx.persistent_id, options.listen_port)
+        Server(config).run()
+    finally:
+        node.close()
+
+
+def check(options: cfg.ConfigOpts, node_type: Callable[[cfg.ConfigOpts], Node] = Node) -> list[str]:
+    """Look at everything ``run`` needs; disks are not changed.
+
+    :returns: what is wrong, one sentence each.
+    """
+    problems = [f"Command {name} is not installed" for name in COMMANDS if not shutil.which(name)]
+
+    def attempt(step: Callable[[], object]) -> bool:
+        try:
+            step()
+        except errors.KumoError as error:
+            problems.append(error.description)
+            return False
+        return True
+
+    attempt(lambda: check_tls(options))
+    attempt(lambda: Tokens(options.token_file))
+    nodes: list[Node] = []
+    if attempt(lambda: nodes.append(node_type(options))):
+        node = nodes[0]
+        attempt(lambda: node.ctx.kernel.load(node.ctx.portals))
+        attempt(lambda: problems.extend(_disk_problems(node, options)))
+        node.close()
+    return problems
+
+
+def _disk_problems(node: Node, options: cfg.ConfigOpts) -> list[str]:
+    _group, todo = node.ctx.pool.look(node.disks, options.disks, options.wipe_disks)
+    for disk in todo.wipe:
+        print(f"{disk.path} will be WIPED at the next start: {disk.reason}")
+    for disk in todo.add:
+        print(f"{disk.path} will be added to the pool at the next start")
+    return list(todo.problems)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point.
+
+    :returns: 0; 1 when the node cannot serve or something is wrong.
+    """
+    try:
+        options = conf.load(sys.argv[1:] if argv is None else argv)
+    except cfg.Error as error:
+        print(f"kumo-node: {error}", file=sys.stderr)
+        return 1
+    log.setup(options, "kumo-node", version())
+    try:
+        if options.command == "check":
+            problems = check(options)
+            for problem in problems:
+                print(problem, file=sys.stderr)
+            print("not ready to run" if problems else "ready to run")
+            return 1 if problems else 0
+        serve(options)
+    except errors.KumoError as error:
+        LOG.error("%s", error)
+        print(f"kumo-node: {error.description}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finishing what was begun, and bringing exports back after a boot: observe, plan, act.
+
+Runs once before the API is served and then on a timer. It needs no provisioner: everything comes
+from the node's own record. What was answered as done is never given up; what was not is undone,
+except a resize and a removal, which are finished.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Mapping
+
+from oslo_log import log
+
+from kumo_client import errors
+from kumo_node.context import Context, host_lock, replica_lock, snapshot_lock
+from kumo_node.exports import Exports
+from kumo_node.lvm import made_tag, replica_name
+from kumo_node.replicas import Replicas
+from kumo_node.snapshots import Snapshots
+from kumo_node.spec import READY, Data
+
+LOG = log.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """What was observed.
+
+    :ivar active: names of the volumes that have a device node.
+    :ivar complete: keys of the exports whose kernel side is as it should be.
+    :ivar tags: tags of all volumes by name; None when LVM was not asked.
+    """
+
+    active: frozenset[str]
+    complete: frozenset[str]
+    tags: Mapping[str, frozenset[str]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is to be done, in this order."""
+
+    undo_exports: tuple[str, ...] = ()
+    undo_snapshots: tuple[str, ...] = ()
+    undo_replicas: tuple[str, ...] = ()
+    activate: tuple[str, ...] = ()
+    finish_resizes: tuple[str, ...] = ()
+    apply_exports: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return any(dataclasses.astuple(self))
+
+
+def plan(data: Data, seen: Seen) -> Plan:
+    """Decide; pure. Names are uuids, volume names for ``activate``, and export keys."""
+    inactive = [
+        uuid
+        for uuid, record in data.replicas.items()
+        if record.state == READY and replica_name(uuid) not in seen.active
+    ]
+    lost = [uuid for uuid in inactive if not _is_there(data, seen, uuid)]
+    usable = {uuid for uuid, record in data.replicas.items() if record.state == READY} - set(lost)
+    return Plan(
+        undo_exports=tuple(k for k, e in data.exports.items() if e.state != READY),
+        undo_snapshots=tuple(u for u, s in data.snapshots.items() if s.state != READY),
+        undo_replicas=tuple(u for u, r in data.replicas.items() if r.state != READY),
+        activate=tuple(replica_name(uuid) for uuid in inactive if uuid not in lost),
+        finish_resizes=tuple(
+            uuid for uuid in data.replicas if uuid in usable and data.replicas[uuid].target_bytes
+        ),
+        apply_exports=tuple(
+            key
+            for key, export in data.exports.items()
+            if export.state == READY and export.replica in usable and key not in seen.complete
+        ),
+        lost=tuple(lost),
+    )
+
+
+def _is_there(data: Data, seen: Seen, uuid: str) -> bool:
+    """False only when LVM definitely showed no volume of ours for a replica."""
+    if seen.tags is None:
+        return True
+    return made_tag(data.replicas[uuid].token) in seen.tags.get(replica_name(uuid), frozenset())
+
+
+class Restore:
+    """The loop.
+
+    :param interval: seconds between two rounds.
+    """
+
+    def __init__(
+        self,
+        ctx: Context,
+        replicas: Replicas,
+        snapshots: Snapshots,
+        exports: Exports,
+        *,
+        interval: float = 15,
+        pool_interval: float = 60,
+    ) -> None:
+        self.ctx = ctx
+        self.replicas = replicas
+        self.snapshots = snapshots
+        self.exports = exports
+        self.interval = interval
+        self.pool_interval = pool_interval
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # The loop.
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="restore", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the loop and wait for the round that is under way."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self.interval):
+            try:
+                self.round()
+                self.ctx.pool.state(max_age=self.pool_interval)
+            except (errors.KumoError, OSError) as error:
+                LOG.error("This round of restoring ended early: %s", error)
+
+    def round(self) -> list[str]:
+        """One round.
+
+        :returns: what could not be done, one sentence each; the next round tries again.
+        """
+        todo = plan(self.ctx.spec.data, self.observe())
+        return self.act(todo) if todo else []
+
+    # Observe.
+
+    def observe(self) -> Seen:
+        """Look at device nodes and configfs; at LVM only when a volume is missing, it is slow."""
+        data = self.ctx.spec.data
+        names = [replica_name(u) for u, r in data.replicas.items() if r.state == READY]
+        active = frozenset(name for name in names if self.ctx.lvm.is_active(name))
+        complete = frozenset(
+            key
+            for key, export in data.exports.items()
+            if self.ctx.nvmet.complete(self.ctx.namespace(export))
+        )
+        tags = None
+        if len(active) < len(names):
+            tags = {name: volume.tags for name, volume in self.ctx.lvm.volumes().items()}
+        return Seen(active, complete, tags)
+
+    # Act.
+
+    def act(self, todo: Plan) -> list[str]:
+        """Carry a plan out; what fails does not keep the rest from being done."""
+        problems = [
+            f"Replica {uuid} is recorded and its logical volume does not exist"
+            for uuid in todo.lost
+        ]
+        for key in todo.undo_exports:
+            self._try(problems, self._undo_export, key)
+        for uuid in todo.undo_snapshots:
+            self._try(problems, self._undo_snapshot, uuid)
+        for uuid in todo.undo_replicas:
+            self._try(problems, self._undo_replica, uuid)
+        if todo.activate:
+            self._try(problems, self._activate, todo.activate)
+        for uuid in todo.finish_resizes:
+            self._try(problems, self._finish_resize, uuid)
+        for key in todo.apply_exports:
+            self._try(problems, self._apply_export, key)
+        for problem in problems:
+            LOG.error("%s", problem)
+        return problems
+
+    def _try(self, problems: list[str], act: Callable, what: object) -> None:
+        try:
+            act(what)
+        except errors.BusyError:
+            LOG.debug("%s: another call works on it", what)
+        except (errors.KumoError, OSError) as error:
+            problems.append(str(error))
+
+    def _activate(self, names: tuple[str, ...]) -> None:
+        LOG.info("Activating %d volumes", len(names))
+        self.ctx.lvm.activate(names)
+
+    # A verb may have changed the record since it was planned for: each looks again, under its lock.
+
+    def _undo_export(self, key: str) -> None:
+        record = self.ctx.spec.data.exports.get(key)
+        if record is None:
+            return
+        locks = (replica_lock(record.replica), host_lock(record.host_nqn))
+        with self.ctx.locks.hold(*locks, wait=False):
+            record = self.ctx.spec.data.exports.get(key)
+            if record is not None and record.state != READY:
+                LOG.info("Removing the unfinished export of replica %s", record.replica)
+                self.exports.undo(record)
+
+    def _undo_snapshot(self, uuid: str) -> None:
+        with self.ctx.locks.hold(snapshot_lock(uuid), wait=False):
+            record = self.ctx.spec.data.snapshots.get(uuid)
+            if record is not None and record.state != READY:
+                LOG.info("Removing unfinished snapshot %s", uuid)
+                self.snapshots.undo(uuid, record)
+
+    def _undo_replica(self, uuid: str) -> None:
+        with self.ctx.locks.hold(replica_lock(uuid), wait=False):
+            record = self.ctx.spec.data.replicas.get(uuid)
+            if record is not None and record.state != READY:
+                LOG.info("Removing unfinished replica %s", uuid)
+                self.replicas.undo(uuid, record)
+
+    def _finish_resize(self, uuid: str) -> None:
+        with self.ctx.locks.hold(replica_lock(uuid), wait=False):
+            record = self.ctx.spec.data.replicas.get(uuid)
+            if record is not None and record.state == READY:
+                self.replicas.finish_resize(uuid, record)
+
+    def _apply_export(self, key: str) -> None:
+        record = self.ctx.spec.data.exports.get(key)
+        if record is None:
+            return
+        locks = (replica_lock(record.replica), host_lock(record.host_nqn))
+        with self.ctx.locks.hold(*locks, wait=False):
+            record = self.ctx.spec.data.exports.get(key)
+            if record is not None and record.state == READY:
+                LOG.info("Restoring the export of replica %s", record.replica)
+                self.exports.apply(record)

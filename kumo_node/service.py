@@ -1,0 +1,145 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A node put together from its configuration, and what it says of itself."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+
+from oslo_config import cfg
+
+from kumo_client.schemas.node import Inventory, NodeInfo
+from kumo_node.conf import parse_portals
+from kumo_node.context import Context
+from kumo_node.disks import Disks
+from kumo_node.executor import Executor, SubprocessExecutor
+from kumo_node.exports import Exports
+from kumo_node.kernel import Kernel
+from kumo_node.locks import Locks
+from kumo_node.lvm import Lvm
+from kumo_node.nvmet import Configfs, Nvmet
+from kumo_node.pool import Pool
+from kumo_node.replicas import Replicas
+from kumo_node.restore import Restore
+from kumo_node.snapshots import Snapshots
+from kumo_node.spec import READY, Spec
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return importlib.metadata.version("cinder-kumo")
+    except importlib.metadata.PackageNotFoundError:
+        return "0"
+
+
+class Node:
+    """A storage node.
+
+    :param executor: runs commands; the real one when None.
+    :param root: directory that stands for ``/``, for tests.
+    :param disks: looks at disks; the real one when None.
+    """
+
+    def __init__(
+        self,
+        conf: cfg.ConfigOpts,
+        *,
+        executor: Executor | None = None,
+        root: str | os.PathLike[str] = "/",
+        configfs: Configfs | None = None,
+        disks: Disks | None = None,
+    ) -> None:
+        self.conf = conf
+        self.version = version()
+        portals = parse_portals(conf.portals)
+        executor = executor or SubprocessExecutor(conf.command_timeout)
+        kernel = Kernel(executor, root)
+        spec = Spec(conf.state_dir)
+        lvm = Lvm(
+            executor,
+            vg=conf.volume_group,
+            pool=conf.pool,
+            dev_root=os.path.join(root, "dev"),
+            sys_root=os.path.join(root, "sys"),
+        )
+        pool = Pool(
+            lvm,
+            spec,
+            chunk_kib=conf.pool_chunk_kib,
+            max_overprovision=conf.max_overprovision,
+            full_percent=conf.pool_full_percent,
+        )
+        configfs = configfs or Configfs(os.path.join(root, "sys/kernel/config/nvmet"))
+        self.ctx = Context(
+            name=conf.hostname or kernel.hostname(),
+            spec=spec,
+            lvm=lvm,
+            pool=pool,
+            nvmet=Nvmet(configfs, portals, max_io_queues=conf.max_io_queues),
+            kernel=kernel,
+            locks=Locks(conf.lock_timeout),
+            portals=portals,
+        )
+        self.disks = disks or Disks(executor)
+        self.exports = Exports(self.ctx)
+        self.replicas = Replicas(self.ctx, self.exports)
+        self.snapshots = Snapshots(self.ctx)
+        self.restore = Restore(
+            self.ctx,
+            self.replicas,
+            self.snapshots,
+            self.exports,
+            interval=conf.restore_interval,
+            pool_interval=conf.pool_interval,
+        )
+
+    def prepare(self) -> list[str]:
+        """All that must be done before the API is served.
+
+        :returns: what could not be restored yet; the loop goes on trying.
+        :raises KumoError: the node cannot serve at all.
+        """
+        self.ctx.kernel.load(self.ctx.portals)
+        self.ctx.kernel.hide_volumes(self.conf.volume_group)
+        self.ctx.pool.prepare(self.disks, self.conf.disks, self.conf.wipe_disks)
+        problems = self.restore.round()
+        # Seen once, so that the first calls need not ask LVM.
+        self.ctx.pool.state()
+        return problems
+
+    def close(self) -> None:
+        """Stop the loop and let another process have the record."""
+        self.restore.stop()
+        self.ctx.spec.close()
+
+    def info(self) -> NodeInfo:
+        """GET /v1/info."""
+        pool = self.ctx.pool.wire()
+        return NodeInfo(
+            persistent_id=self.ctx.persistent_id,
+            name=self.ctx.name,
+            version=self.version,
+            boot_id=self.ctx.kernel.boot_id(),
+            kernel=self.ctx.kernel.release(),
+            portals=[portal.wire() for portal in self.ctx.portals],
+            pools=[pool] if pool else [],
+        )
+
+    def inventory(self) -> Inventory:
+        """GET /v1/inventory: what was answered as done; nothing that is being made or removed."""
+        data = self.ctx.spec.data
+        return Inventory(
+            persistent_id=self.ctx.persistent_id,
+            boot_id=self.ctx.kernel.boot_id(),
+            replicas=[
+                self.replicas.view(uuid, record)
+                for uuid, record in data.replicas.items()
+                if record.state == READY
+            ],
+            snapshots=[
+                self.snapshots.view(uuid, record)
+                for uuid, record in data.snapshots.items()
+                if record.state == READY
+            ],
+        )

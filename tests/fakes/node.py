@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole storage node on a fake host: the real service, a fake LVM and a fake configfs."""
+
+import pathlib
+
+from kumo_node import conf
+from kumo_node.disks import Disks
+from kumo_node.service import Node
+from tests.fakes.node_lvm import FakeHost
+from tests.fakes.node_nvmet import FakeNvmet
+
+TOKEN = "node-token-for-tests-only"
+PORTALS = "tcp://10.77.0.11:4420,rdma://[fd00::11]:4420"
+
+
+class FakeMachine:
+    """A machine that runs a node.
+
+    :ivar host: disks and LVM. :ivar nvmet: configfs. :ivar node: the running node, or None.
+    """
+
+    def __init__(self, root, *, disks=("vdb",), **options):
+        self.root = pathlib.Path(root)
+        self.host = FakeHost(self.root)
+        for name in disks:
+            self.host.add_disk(name)
+        self.nvmet = FakeNvmet(self.root / "sys/kernel/config/nvmet")
+        self.options = {
+            "disks": ",".join(str(self.root / "dev" / name) for name in disks),
+            "portals": PORTALS,
+            "state_dir": self.root / "state",
+            "token_file": self.root / "token",
+            "hostname": "storage-1",
+            "lock_timeout": 1,
+            **options,
+        }
+        (self.root / "token").write_text(f"# tokens\n{TOKEN}\n")
+        self.node = None
+
+    def conf(self):
+        text = "\n".join(f"{name} = {value}" for name, value in self.options.items())
+        path = self.root / "node.conf"
+        path.write_text(f"[DEFAULT]\n{text}\n")
+        return conf.load([], files=[str(path)])
+
+    def start(self):
+        """Start the daemon's service; returns what could not be restored."""
+        self.node = Node(
+            self.conf(),
+            executor=self.host,
+            root=self.root,
+            configfs=self.nvmet,
+            disks=Disks(self.host, self.host.is_held),
+        )
+        return self.node.prepare()
+
+    def kill(self):
+        """The process is gone; the kernel keeps what it has."""
+        if self.node is not None:
+            self.node.close()
+        self.node = None
+
+    def reboot(self):
+        """Power is lost and comes back; the daemon is not started yet."""
+        self.kill()
+        self.nvmet.load()
+        self.host.boot()

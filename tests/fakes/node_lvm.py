@@ -1,0 +1,492 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A storage host as its commands show it: disks, LVM with a thin pool, udev, modprobe.
+
+:class:`FakeHost` is an executor. Active volumes are sparse files under ``dev/``, so what a verb
+writes to a device can be read back; sysfs tells their sizes. Options that LVM does not know are
+refused as LVM does.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import uuid
+
+from kumo_node.executor import CommandError
+
+MIB = 1 << 20
+EXTENT = 4 * MIB
+
+
+@dataclasses.dataclass
+class FakeDisk:
+    """A disk. ``pv``: None for no physical volume, "" for one without group."""
+
+    path: str
+    bytes: int = 1024 * MIB
+    serial: str = "SN1"
+    signatures: list = dataclasses.field(default_factory=list)
+    partitions: list = dataclasses.field(default_factory=list)
+    mountpoints: list = dataclasses.field(default_factory=list)
+    pv: str | None = None
+    held: bool | None = False
+    readonly: bool = False
+    type: str = "disk"
+    unreadable: bool = False
+
+
+@dataclasses.dataclass
+class FakeLv:
+    """A logical volume; ``number`` names its file."""
+
+    name: str
+    bytes: int
+    tags: set
+    kind: str
+    number: int
+    active: bool = False
+    chunk: int = 65536
+    metadata: int = 0
+    zero: bool = True
+
+
+@dataclasses.dataclass
+class FakeVg:
+    name: str
+    tags: set
+    missing: int = 0
+    autoactivation: bool = True
+    lvs: dict = dataclasses.field(default_factory=dict)
+
+
+class FakeHost:
+    """Executor with a memory.
+
+    :ivar log: every command line that was run.
+    :ivar fail: list of (regular expression, how); the first that matches a command is used up.
+        ``how``: a text is an error with exit code 5; "lost" does it and then gives no answer;
+        "hang" does not do it and gives no answer.
+    :ivar step: called before each changing command; may raise.
+    """
+
+    def __init__(self, root):
+        self.root = pathlib.Path(root)
+        self.disks = {}
+        self.vgs = {}
+        self.log = []
+        self.fail = []
+        self.step = lambda what: None
+        self.data_percent = 1.0
+        self.metadata_percent = 1.0
+        self.numbers = 0
+        for name in ("dev", "store", "sys/class/block", "sys/module", "sys/kernel/config"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+        self.boot()
+
+    # The host.
+
+    def add_disk(self, name, **kwargs):
+        path = self.root / "dev" / name
+        path.touch()
+        disk = FakeDisk(str(path), serial=f"SN-{name}", **kwargs)
+        self.disks[str(path)] = disk
+        return disk
+
+    def boot(self):
+        """As after a start: nothing is active, nothing below /run."""
+        for vg in self.vgs.values():
+            for lv in vg.lvs.values():
+                self._deactivate(vg, lv)
+        for path in self.root.glob("run/udev/rules.d/*"):
+            path.unlink()
+        for path in self.root.glob("sys/module/*"):
+            path.rmdir()
+        path = self.root / "proc/sys/kernel/random/boot_id"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{uuid.uuid4()}\n")
+
+    def is_held(self, path):
+        return self.disks[path].held
+
+    def names(self, vg="kumo"):
+        """Names of the thin volumes, without the pool."""
+        if vg not in self.vgs:
+            return set()
+        return {lv.name for lv in self.vgs[vg].lvs.values() if lv.kind == "thin"}
+
+    def lv(self, name, vg="kumo"):
+        return self.vgs[vg].lvs[name]
+
+    def file(self, name, vg="kumo"):
+        """Path of the contents of a volume, active or not."""
+        return self.root / "store" / str(self.lv(name, vg).number)
+
+    def foreign_lv(self, name, vg="kumo", size=8 * MIB, tags=()):
+        """A volume that somebody else made."""
+        self._new_lv(self.vgs[vg], name, size, set(tags), "thin")
+
+    # Running.
+
+    def run(self, *argv):
+        self.log.append(" ".join(argv))
+        how = self._failure(" ".join(argv))
+        if how == "hang":
+            raise CommandError(argv, None, "no end after 120 s")
+        if how not in (None, "lost"):
+            raise CommandError(argv, 5, how)
+        try:
+            command = getattr(self, f"_cmd_{argv[0]}")
+        except AttributeError:
+            raise CommandError(argv, None, "cannot be started: not found") from None
+        if argv[0] not in ("lvs", "vgs", "pvs", "lsblk"):
+            self.step(" ".join(argv))
+        try:
+            text = command(list(argv[1:]))
+        except ValueError as error:
+            raise CommandError(argv, 5, str(error)) from error
+        if how == "lost":
+            raise CommandError(argv, None, "no end after 120 s")
+        return text
+
+    def _failure(self, line):
+        for index, (pattern, how) in enumerate(self.fail):
+            if re.search(pattern, line):
+                del self.fail[index]
+                return how
+        return None
+
+    def _cmd_modprobe(self, args):
+        for name in args:
+            if not name.startswith("-"):
+                (self.root / "sys/module" / name.replace("-", "_")).mkdir(exist_ok=True)
+        return ""
+
+    def _cmd_mount(self, args):
+        pathlib.Path(args[-1]).mkdir(parents=True, exist_ok=True)
+        return ""
+
+    def _cmd_udevadm(self, args):
+        return ""
+
+    # Disks.
+
+    def _cmd_lsblk(self, args):
+        _options, paths = _parse(args, flags={"--json", "--bytes"}, values={"-o"})
+        rows = []
+        for path in paths:
+            disk = self.disks.get(os.path.realpath(path))
+            if disk is None:
+                raise ValueError(f"lsblk: {path}: not a block device")
+            rows.append(
+                {
+                    "path": disk.path,
+                    "type": disk.type,
+                    "size": disk.bytes,
+                    "serial": disk.serial,
+                    "log-sec": 512,
+                    "ro": disk.readonly,
+                    "mountpoints": disk.mountpoints or [None],
+                    **({"children": disk.partitions} if disk.partitions else {}),
+                }
+            )
+        return json.dumps({"blockdevices": rows})
+
+    def _cmd_wipefs(self, args):
+        options, paths = _parse(args, flags={"--json", "--no-act", "--all"}, values=set())
+        disk = self.disks[paths[0]]
+        if disk.unreadable:
+            raise ValueError(f"wipefs: error: {disk.path}: probing initialization failed")
+        if "--all" in options:
+            disk.signatures, disk.partitions = [], []
+            disk.pv = None
+            return ""
+        if not disk.signatures:
+            return ""
+        return json.dumps({"signatures": [{"type": name} for name in disk.signatures]})
+
+    # LVM: groups.
+
+    def _common(self, args, flags=(), values=()):
+        common = {"--config", "--devices", "--units", "--reportformat", "-o", "-S"}
+        options, rest = _parse(
+            args, flags={"--nosuffix", *flags}, values=common | {"--addtag", *values}
+        )
+        allowed = options.get("--devices", [None])[0]
+        self.allowed = None if allowed is None else set(allowed.split(","))
+        return options, rest
+
+    def _see(self, disk):
+        return self.allowed is None or disk.path in self.allowed
+
+    def _cmd_pvs(self, args):
+        self._common(args)
+        rows = [
+            {"pv_name": disk.path, "vg_name": disk.pv}
+            for disk in self.disks.values()
+            if disk.pv is not None and self._see(disk)
+        ]
+        return _report("pv", rows)
+
+    def _cmd_vgs(self, args):
+        self._common(args)
+        rows = []
+        for vg in self.vgs.values():
+            members = [disk for disk in self.disks.values() if disk.pv == vg.name]
+            hidden = [disk for disk in members if not self._see(disk)]
+            if len(hidden) == len(members):
+                continue
+            rows.append(
+                {
+                    "vg_name": vg.name,
+                    "vg_tags": ",".join(sorted(vg.tags)),
+                    "vg_free": str(self._free(vg)),
+                    "vg_extent_size": str(EXTENT),
+                    "vg_missing_pv_count": str(vg.missing + len(hidden)),
+                }
+            )
+        return _report("vg", rows)
+
+    def _free(self, vg):
+        total = sum(disk.bytes - EXTENT for disk in self.disks.values() if disk.pv == vg.name)
+        pools = [lv for lv in vg.lvs.values() if lv.kind == "pool"]
+        used = sum(lv.bytes + 2 * lv.metadata for lv in pools)
+        return (total - used) // EXTENT * EXTENT
+
+    def _cmd_vgcreate(self, args):
+        options, (name, *paths) = self._common(args, values={"--setautoactivation"})
+        if name in self.vgs:
+            raise ValueError(f"A volume group called {name} already exists.")
+        self._take(paths, name)
+        auto = options.get("--setautoactivation", ["y"])[0] == "y"
+        self.vgs[name] = FakeVg(name, set(options.get("--addtag", [])), autoactivation=auto)
+        return ""
+
+    def _cmd_vgextend(self, args):
+        _options, (name, *paths) = self._common(args)
+        self._take(paths, self._vg(name).name)
+        return ""
+
+    def _take(self, paths, name):
+        for path in paths:
+            disk = self.disks[path]
+            if not self._see(disk):
+                raise ValueError(f"No device found for {path}.")
+            if disk.signatures or disk.partitions or disk.pv:
+                raise ValueError(f"WARNING: signature detected on {path}. Wipe it? [n]")
+            disk.pv = name
+
+    def _vg(self, name):
+        if name not in self.vgs:
+            raise ValueError(f'Volume group "{name}" not found')
+        return self.vgs[name]
+
+    # LVM: volumes.
+
+    def _cmd_lvs(self, args):
+        options, (name,) = self._common(args)
+        rows = []
+        for lv in self._selected(self._vg(name), options):
+            pool = lv.kind == "pool"
+            rows.append(
+                {
+                    "lv_name": lv.name,
+                    "lv_size": str(lv.bytes),
+                    "lv_tags": ",".join(sorted(lv.tags)),
+                    "lv_active": "active" if lv.active else "",
+                    "zero": "zero" if pool and lv.zero else "",
+                    "chunk_size": str(lv.chunk if pool else 0),
+                    "lv_metadata_size": str(lv.metadata) if pool else "",
+                    "data_percent": f"{self.data_percent:.2f}" if lv.active else "",
+                    "metadata_percent": f"{self.metadata_percent:.2f}" if pool else "",
+                }
+            )
+        wanted = options["-o"][0].split(",")
+        return _report("lv", [{key: row[key] for key in wanted} for row in rows])
+
+    def _selected(self, vg, options):
+        lvs = list(vg.lvs.values())
+        for term in options.get("-S", [""])[0].split("&&"):
+            term = term.strip()
+            if match := re.fullmatch(r'lv_name="([^"]+)"', term):
+                lvs = [lv for lv in lvs if lv.name == match[1]]
+            elif match := re.fullmatch(r'lv_tags=\{"([^"]+)"\}', term):
+                lvs = [lv for lv in lvs if match[1] in lv.tags]
+            elif term:
+                raise ValueError(f"Selection syntax error at {term!r}")
+        return lvs
+
+    def _cmd_lvcreate(self, args):
+        values = {
+            "--type", "-l", "-V", "-n", "--thinpool", "--chunksize", "--poolmetadatasize",
+            "--poolmetadataspare", "--errorwhenfull", "--discards",
+        }  # fmt: skip
+        flags = {"-Zy", "-kn", "-Wn", "-s", "-ay", "-an"}
+        options, (where,) = self._common(args, flags=flags, values=values)
+        vg_name, _, origin = where.partition("/")
+        vg = self._vg(vg_name)
+        name, tags = options["-n"][0], set(options.get("--addtag", []))
+        if not re.fullmatch(r"[a-zA-Z0-9+_.-]+", name) or name in vg.lvs:
+            raise ValueError(f'Logical Volume "{name}" already exists in volume group "{vg_name}"')
+        if "-s" in options:
+            return self._snapshot(vg, origin, name, tags, "-an" not in options)
+        if options["--type"] == ["thin-pool"]:
+            return self._create_pool(vg, name, tags, options)
+        size = _bytes(options["-V"][0])
+        if options["--thinpool"][0] not in vg.lvs:
+            raise ValueError("Thin pool not found")
+        self._activate(vg, self._new_lv(vg, name, -(-size // EXTENT) * EXTENT, tags, "thin"))
+        return ""
+
+    def _create_pool(self, vg, name, tags, options):
+        size = int(options["-l"][0]) * EXTENT
+        metadata = _bytes(options["--poolmetadatasize"][0])
+        if size + 2 * metadata > self._free(vg):
+            raise ValueError(f'Volume group "{vg.name}" has insufficient free space')
+        lv = self._new_lv(vg, name, size, tags, "pool")
+        lv.metadata, lv.zero, lv.active = metadata, "-Zy" in options, True
+        lv.chunk = int(options["--chunksize"][0].removesuffix("k")) * 1024
+        return ""
+
+    def _snapshot(self, vg, origin, name, tags, active):
+        if origin not in vg.lvs:
+            raise ValueError(f'Failed to find logical volume "{vg.name}/{origin}"')
+        source = vg.lvs[origin]
+        lv = self._new_lv(vg, name, source.bytes, tags, "thin")
+        _copy_sparse(self.root / "store" / str(source.number), self.file(name, vg.name))
+        if active:
+            self._activate(vg, lv)
+        return ""
+
+    def _new_lv(self, vg, name, size, tags, kind):
+        self.numbers += 1
+        lv = FakeLv(name, size, tags, kind, self.numbers)
+        vg.lvs[name] = lv
+        path = self.root / "store" / str(lv.number)
+        path.touch()
+        if kind == "thin":
+            os.truncate(path, size)
+        return lv
+
+    def _cmd_lvextend(self, args):
+        options, (where,) = self._common(args, values={"-L", "-l", "--poolmetadatasize"})
+        vg_name, _, name = where.partition("/")
+        vg = self._vg(vg_name)
+        if name not in vg.lvs:
+            raise ValueError(f'Failed to find logical volume "{where}"')
+        lv = vg.lvs[name]
+        if "--poolmetadatasize" in options:
+            lv.metadata += _bytes(options["--poolmetadatasize"][0].removeprefix("+"))
+            return ""
+        size = _bytes(options["-L"][0]) if "-L" in options else lv.bytes + _extents(options)
+        if size <= lv.bytes:
+            raise ValueError(f"New size ({size}) matches existing size or is smaller.")
+        if lv.kind == "pool" and size - lv.bytes > self._free(vg):
+            raise ValueError("Insufficient free space")
+        lv.bytes = size
+        if lv.kind == "thin":
+            os.truncate(self.root / "store" / str(lv.number), size)
+            if lv.active:
+                self._show(lv)
+        return ""
+
+    def _cmd_lvremove(self, args):
+        options, (name,) = self._common(args, flags={"-f"})
+        vg = self._vg(name)
+        for lv in self._selected(vg, options):
+            if self._is_open(vg, lv):
+                raise ValueError(f"Logical volume {name}/{lv.name} in use.")
+            self._deactivate(vg, lv)
+            (self.root / "store" / str(lv.number)).unlink()
+            del vg.lvs[lv.name]
+        return ""
+
+    def _cmd_lvchange(self, args):
+        _options, paths = self._common(args, flags={"-ay", "-K"})
+        missing = []
+        for path in paths:
+            vg_name, _, name = path.partition("/")
+            vg = self._vg(vg_name)
+            if name in vg.lvs:
+                self._activate(vg, vg.lvs[name])
+            else:
+                missing.append(path)
+        if missing:
+            raise ValueError(f"Failed to find logical volume {missing}")
+        return ""
+
+    def _is_open(self, vg, lv):
+        device = str(self.root / "dev" / vg.name / lv.name)
+        found = self.root.glob("sys/kernel/config/nvmet/subsystems/*/namespaces/*/device_path")
+        return any(
+            path.read_text().strip() == device
+            and (path.parent / "enable").read_text().strip() == "1"
+            for path in found
+        )
+
+    # Device nodes.
+
+    def _activate(self, vg, lv):
+        lv.active = True
+        node, link = self.root / "dev" / f"dm-{lv.number}", self.root / "dev" / vg.name / lv.name
+        if not node.exists():
+            os.link(self.root / "store" / str(lv.number), node)
+        link.parent.mkdir(exist_ok=True)
+        if not os.path.lexists(link):
+            link.symlink_to(f"../dm-{lv.number}")
+        self._show(lv)
+
+    def _show(self, lv):
+        base = self.root / "sys/class/block" / f"dm-{lv.number}"
+        (base / "queue").mkdir(parents=True, exist_ok=True)
+        (base / "size").write_text(f"{lv.bytes // 512}\n")
+        (base / "queue/logical_block_size").write_text("512\n")
+
+    def _deactivate(self, vg, lv):
+        lv.active = False
+        (self.root / "dev" / vg.name / lv.name).unlink(missing_ok=True)
+        (self.root / "dev" / f"dm-{lv.number}").unlink(missing_ok=True)
+
+
+def _parse(args, *, flags, values):
+    """Split a command line; repeatable options give lists."""
+    options, rest = {}, []
+    words = iter(args)
+    for word in words:
+        if word in flags:
+            options[word] = True
+        elif word in values:
+            options.setdefault(word, []).append(next(words))
+        elif word.startswith("-"):
+            raise ValueError(f"unrecognized option {word!r}")
+        else:
+            rest.append(word)
+    return options, rest
+
+
+def _report(kind, rows):
+    return json.dumps({"report": [{kind: rows}]})
+
+
+def _bytes(text):
+    assert text.endswith("b"), text
+    return int(text[:-1])
+
+
+def _extents(options):
+    return int(options["-l"][0].removeprefix("+")) * EXTENT
+
+
+def _copy_sparse(source, target):
+    with open(source, "rb") as reader, open(target, "r+b") as writer:
+        at = 0
+        while True:
+            try:
+                at = os.lseek(reader.fileno(), at, os.SEEK_DATA)
+            except OSError:
+                return
+            end = os.lseek(reader.fileno(), at, os.SEEK_HOLE)
+            reader.seek(at)
+            writer.seek(at)
+            writer.write(reader.read(end - at))
+            at = end
