@@ -111,7 +111,14 @@ def volume(settings: config.Settings, backends: Backends) -> Service:
     """cinder-volume; ready when the scheduler knows a pool of every backend."""
     path = settings.state_dir / "cinder/cinder-volume.conf"
     config.write_private(path, volume_config(settings, backends))
-    wanted = {f"{HOST}@{name}" for name in backends}
+
+    def ready() -> bool:
+        # A backend's queue has a consumer once its driver is set up; the scheduler may remember
+        # the pools of an earlier process of the same name.
+        hosts = {f"{HOST}@{name}" for name in backends}
+        taken = (rabbitmq.consumers(settings, f"cinder-volume.{host}") for host in hosts)
+        return all(taken) and hosts <= reporting_backends(settings)
+
     return Service(
         "cinder-volume",
         [
@@ -119,7 +126,7 @@ def volume(settings: config.Settings, backends: Backends) -> Service:
             str(config.BIN / "cinder-volume"),
             *config_args(settings, "cinder-volume.conf"),
         ],
-        lambda: wanted <= reporting_backends(settings),
+        ready,
         config.service_environment(settings),
         _DRIVER_FAILED,
     )

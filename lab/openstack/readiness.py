@@ -26,11 +26,19 @@ class ServiceFailedError(Exception):
 
 def tail(log: Path, lines: int = _TAIL_LINES) -> str:
     """The last ``lines`` of ``log``."""
-    try:
-        text = log.read_text(errors="replace")
-    except FileNotFoundError:
+    if not log.exists():
         return "(no log)"
-    return "\n".join(text.splitlines()[-lines:])
+    return "\n".join(read_from(log, 0).splitlines()[-lines:])
+
+
+def read_from(log: Path, offset: int) -> str:
+    """What was written to ``log`` after ``offset`` bytes; "" while there is no log."""
+    try:
+        with log.open("rb") as file:
+            file.seek(offset)
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 class Waiter:
@@ -51,6 +59,12 @@ class Waiter:
     ) -> None:
         self._call, self._alive, self._log_path = call, alive, log_path
         self._clock, self._sleep = clock, sleep
+        self._log_begin: dict[str, int] = {}
+
+    def expect(self, service: Service) -> None:
+        """Remember that ``service`` is about to be started: what its log says already is old."""
+        log = self._log_path(service.name)
+        self._log_begin[service.name] = log.stat().st_size if log.exists() else 0
 
     def wait(
         self, services: Iterable[Service], seconds: float, ready: Callable[[str, float], None]
@@ -80,10 +94,10 @@ class Waiter:
         if not self._alive(service.name):
             raise ServiceFailedError(service.name, "process ended", log)
         if service.failure_marks:
-            text = tail(log, lines=500)
+            text = read_from(log, self._log_begin.get(service.name, 0))
             for mark in service.failure_marks:
                 if mark in text:
-                    raise ServiceFailedError(service.name, f"log says: {mark}", log)
+                    raise ServiceFailedError(service.name, f"log says {mark!r}", log)
         try:
             return self._call(service.ready)
         except OSError:

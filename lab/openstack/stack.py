@@ -126,6 +126,7 @@ class Stack:
 
     def _start(self, services: list[Service], progress: Progress) -> None:
         for service in services:
+            self._waiter.expect(service)
             self._pids[service.name] = self._processes.start(
                 service.name, service.argv, service.env, self.settings.state_dir
             )
