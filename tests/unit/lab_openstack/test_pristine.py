@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+import sqlite3
+
+import bcrypt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab.openstack import config, keystone, pristine
+
+SCHEMA = """
+CREATE TABLE endpoint (url TEXT);
+CREATE TABLE local_user (id INTEGER, name TEXT);
+CREATE TABLE password (local_user_id INTEGER, password_hash TEXT);
+"""
+
+
+def make_database(path, users=("admin", *config.SERVICE_USERS)):
+    with sqlite3.connect(path) as db:
+        db.executescript(SCHEMA)
+        db.execute("INSERT INTO endpoint VALUES (?)", (keystone.BOOTSTRAP_URL,))
+        for number, user in enumerate(users):
+            db.execute("INSERT INTO local_user VALUES (?, ?)", (number, user))
+            db.execute("INSERT INTO password VALUES (?, 'old')", (number,))
+    db.close()
+
+
+def query(path, statement):
+    with sqlite3.connect(path) as db:
+        rows = db.execute(statement).fetchall()
+    db.close()
+    return rows
+
+
+class Migrations:
+    """Stands for the services' own tools: the last of each makes its database."""
+
+    def __init__(self, fail=None):
+        self.calls, self.fail = [], fail
+
+    def __call__(self, arguments, env, cwd):
+        self.calls.append(arguments)
+        tool = arguments[0].rpartition("/")[2]
+        if tool == self.fail:
+            raise pristine.PristineError(f"{tool} failed")
+        if arguments[-2:] == ["db", "sync"]:
+            make_database(cwd / f"db/{tool.partition('-')[0]}.db")
+        elif arguments[-1] == "db_sync":
+            make_database(cwd / "db/keystone.db")
+
+
+@given(st.dictionaries(st.text("abc", min_size=1), st.text("123.", min_size=1), min_size=1))
+def test_cache_key_depends_on_content_not_order(versions):
+    backwards = dict(reversed(list(versions.items())))
+    key = pristine.cache_key(versions, "recipe")
+    assert pristine.cache_key(backwards, "recipe") == key
+    assert pristine.cache_key(versions, "other recipe") != key
+    name = next(iter(versions))
+    assert pristine.cache_key({**versions, name: versions[name] + "0"}, "recipe") != key
+
+
+def test_missing_service_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(pristine, "DISTRIBUTIONS", ("no-such-distribution",))
+    with pytest.raises(pristine.PristineError, match=r"\[openstack\]"):
+        pristine.installed_versions()
+
+
+def test_databases_are_made_once_and_then_only_copied(settings, monkeypatch):
+    migrations, said = Migrations(), []
+    monkeypatch.setattr(pristine, "_run", migrations)
+
+    first = pristine.provide(said.append)
+    count = len(migrations.calls)
+    again = pristine.provide(said.append)
+
+    assert first == again
+    assert len(migrations.calls) == count == 5
+    assert {path.name for path in first.iterdir()} == {"keystone.db", "glance.db", "cinder.db"}
+    assert query(first / "cinder.db", "PRAGMA journal_mode") == [("wal",)]
+    assert len([line for line in said if line.endswith("ready")]) == 3
+
+
+def test_failed_migration_leaves_nothing_and_can_be_tried_again(settings, monkeypatch):
+    monkeypatch.setattr(pristine, "_run", Migrations(fail="glance-manage"))
+    with pytest.raises(pristine.PristineError, match="glance-manage failed"):
+        pristine.provide(print)
+    assert [path.name for path in (config.cache_root() / "openstack").iterdir()] == ["lock"]
+
+    monkeypatch.setattr(pristine, "_run", Migrations())
+    assert pristine.provide(print).is_dir()
+
+
+def test_copy_gets_address_and_passwords_and_the_original_does_not(settings, tmp_path):
+    source = tmp_path / "pristine"
+    source.mkdir()
+    for name in pristine.DATABASES:
+        make_database(source / f"{name}.db")
+
+    pristine.copy(source, settings)
+
+    copied = settings.database("keystone")
+    assert query(copied, "SELECT url FROM endpoint") == [(settings.auth_url,)]
+    hashes = dict(
+        query(
+            copied, "SELECT name, password_hash FROM password JOIN local_user ON local_user_id=id"
+        )
+    )
+    for user in ("admin", "cinder", "glance", "nova"):
+        assert bcrypt.checkpw(settings.passwords[user].encode(), hashes[user].encode())
+    assert query(source / "keystone.db", "SELECT url FROM endpoint") == [(keystone.BOOTSTRAP_URL,)]
+
+
+def test_database_without_a_service_user_is_refused(settings, tmp_path):
+    make_database(tmp_path / "k.db", users=("admin", "cinder"))
+    with pytest.raises(ValueError, match="user glance"):
+        keystone.personalise(tmp_path / "k.db", settings.address, settings.passwords)
