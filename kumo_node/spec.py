@@ -133,7 +133,11 @@ class Spec:
         self.path = pathlib.Path(directory) / FILE
         self._mutex = threading.Lock()
         self._lock_file = self._claim()
-        self._data = self._load()
+        try:
+            self._data = self._load()
+        except BaseException:
+            self.close()
+            raise
 
     def _claim(self) -> int:
         try:
