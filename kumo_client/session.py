@@ -198,6 +198,8 @@ class _Call:
         self.deadline = session._clock() + budget
         self.outcome_unknown = False
         self._pause = 0.0
+        # The last trouble with each endpoint.
+        self._reasons: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
 
     def run(self) -> Any:
@@ -227,35 +229,35 @@ class _Call:
 
     def _round(self) -> Any:
         """Ask each endpoint once, until one answers."""
-        reasons: list[str] = []
         hopeless = 0
         tried = 0
         for url in self.session._ordered():
-            if reasons and self._left() <= 0:
+            if tried and self._left() <= 0:
                 break
             tried += 1
             try:
                 return self._answer_of(url)
             except requests.RequestException as exc:
-                reasons.append(f"{url}: {_reason(exc)}")
                 self._tell(url, _reason(exc))
                 hopeless += _is_untrusted(exc)
                 if not _was_not_sent(exc):
-                    self._lost(reasons, exc)
+                    self._lost(exc)
             except answer.NoJsonError as exc:
                 if not exc.transient:
                     raise
-                reasons.append(f"{url}: {exc.message}")
                 self._tell(url, exc.message)
-                self._lost(reasons, exc)
+                self._lost(exc)
         if hopeless == tried:
-            raise self._communication_error(reasons, transient=False)
-        raise _AgainError(self._communication_error(reasons, transient=True))
+            error = self._communication_error(transient=False)
+            error.way_out = "check the CA file, and the names in the certificate of the server"
+            raise error
+        raise _AgainError(self._communication_error(transient=True))
 
     def _tell(self, url: str, reason: str) -> None:
         # A call repeats for minutes: the same trouble is worth one line.
         level = logging.DEBUG if (url, reason) in self._told else logging.WARNING
         self._told.add((url, reason))
+        self._reasons[url] = reason
         rid = request_id.current()
         LOG.log(level, "%s %s %s%s got no answer: %s", rid, self.method, url, self.path, reason)
 
@@ -275,18 +277,18 @@ class _Call:
         self.session._preferred = url
         return data
 
-    def _lost(self, reasons: list[str], cause: Exception) -> None:
+    def _lost(self, cause: Exception) -> None:
         self.outcome_unknown = True
         if not self.idempotent:
-            raise self._communication_error(reasons, transient=False) from cause
+            raise self._communication_error(transient=False) from cause
 
-    def _communication_error(
-        self, reasons: list[str], *, transient: bool
-    ) -> errors.CommunicationError:
+    def _communication_error(self, *, transient: bool) -> errors.CommunicationError:
+        reasons = "; ".join(f"{url}: {reason}" for url, reason in self._reasons.items())
+        outcome = "unknown" if self.outcome_unknown else "not sent"
+        when = f" within {self.budget:g} s" if transient else f"; outcome: {outcome}"
         error = errors.CommunicationError(
-            f"no answer to {self.method} {self.path} within {self.budget:g} s"
-            f" ({'; '.join(reasons)})",
-            details={"outcome": "unknown" if self.outcome_unknown else "not sent"},
+            f"no answer to {self.method} {self.path}{when} ({reasons})",
+            details={"outcome": outcome},
         )
         error.transient = transient
         error.repeated = self.outcome_unknown
@@ -316,7 +318,10 @@ class _Call:
 
 
 def _chain(exc: BaseException) -> Iterator[BaseException]:
-    """An exception with all those that it wraps."""
+    """An exception with all those that it wraps.
+
+    Not with its ``__context__``: that leads on to what the caller is just handling.
+    """
     seen: set[int] = set()
     waiting: list[Any] = [exc]
     while waiting:
@@ -325,7 +330,7 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(item))
         yield item
-        waiting += [*item.args, getattr(item, "reason", None), item.__cause__, item.__context__]
+        waiting += [*item.args, getattr(item, "reason", None), item.__cause__]
 
 
 def _was_not_sent(exc: requests.RequestException) -> bool:
@@ -343,7 +348,8 @@ def _reason(exc: requests.RequestException) -> str:
     """A few words without addresses of objects in memory."""
     for item in _chain(exc):
         if isinstance(item, ssl.SSLCertVerificationError):
-            return f"its certificate is not trusted ({item.verify_message or item.reason})"
+            why = getattr(item, "verify_message", "") or item.strerror
+            return f"its certificate is not trusted ({why})"
         if isinstance(item, urllib3.exceptions.NameResolutionError):
             return "its name is not known"
     if isinstance(exc, requests.ConnectTimeout):
@@ -353,6 +359,8 @@ def _reason(exc: requests.RequestException) -> str:
     for item in _chain(exc):
         if isinstance(item, OSError) and item.strerror:
             return item.strerror
+    if isinstance(exc, (requests.ConnectionError, requests.exceptions.ChunkedEncodingError)):
+        return "the connection was lost"
     return type(exc).__name__
 
 

@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session over the fake network."""
+
+import pytest
+
+from kumo_client.api.provisioner import Provisioner
+from kumo_client.session import Session
+from tests.fakes.http import FakeClock, Transport
+from tests.fakes.http_provisioner import FakeProvisioner
+
+TOKEN = "s3cret-token"
+A = "https://a.example:8090"
+B = "https://b.example:8090"
+
+
+@pytest.fixture
+def clock():
+    return FakeClock()
+
+
+@pytest.fixture
+def network(clock):
+    return Transport(clock=clock)
+
+
+@pytest.fixture
+def connect(network, clock):
+    """Make a session with endpoints A and B, or others."""
+
+    def make(*endpoints, **options):
+        options = {"token": TOKEN, "ca_file": None} | options
+        return Session(
+            endpoints or (A, B), transport=network, clock=clock, sleep=clock.sleep, **options
+        )
+
+    return make
+
+
+@pytest.fixture
+def server(network):
+    """A provisioner at endpoint A."""
+    network.servers[A] = FakeProvisioner(TOKEN)
+    return network.servers[A]
+
+
+@pytest.fixture
+def provisioner(server, connect, clock):
+    return Provisioner(connect(A), clock=clock)
