@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from lab.errors import ScenarioFailedError
 from lab.openstack.cli import Cli
 from lab.openstack.stack import Stack
 from lab.processes import Processes
@@ -30,7 +31,7 @@ _IMAGE_BYTES = 1 << 20
 Progress = Callable[[str], None]
 
 
-class CheckFailedError(Exception):
+class CheckFailedError(ScenarioFailedError):
     """The stack did not do what it should; the message says what was seen."""
 
 

@@ -8,12 +8,13 @@ import subprocess
 from collections.abc import Mapping
 from typing import Any
 
+from lab.errors import LabError
 from lab.openstack import config
 
 _TIMEOUT_SECONDS = 120
 
 
-class CommandFailedError(Exception):
+class CommandFailedError(LabError):
     """The command ended with an error; the message holds the command and what it printed."""
 
 

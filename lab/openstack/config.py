@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
@@ -73,7 +74,7 @@ def merge(*parts: Sections) -> Sections:
 
 def write_private(path: Path, text: str) -> Path:
     """Write ``text`` to ``path`` so that only its owner can read it; parents are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
         file.write(text)
@@ -98,6 +99,22 @@ class Settings:
         """Settings with fresh random passwords."""
         users = ("admin", *SERVICE_USERS, "rabbit")
         return cls(address, state_dir, {user: _password() for user in users})
+
+    @classmethod
+    def open(cls, address: str, state_dir: Path) -> Settings:
+        """The settings kept in ``state_dir``, made and kept there if there are none.
+
+        :raises ValueError: those kept are of another address.
+        """
+        file = state_dir / "stack.json"
+        if file.exists():
+            kept = json.loads(file.read_text())
+            if kept["address"] != address:
+                raise ValueError(f"{file} is of address {kept['address']}, not {address}")
+            return cls(address, state_dir, kept["passwords"])
+        new = cls.new(address, state_dir)
+        write_private(file, json.dumps({"address": address, "passwords": new.passwords}))
+        return new
 
     @property
     def auth_url(self) -> str:

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from lab.errors import LabError
 from lab.openstack import cinder, config, glance, keystone, keystone_seed
 
 DATABASES = ("keystone", "glance", "cinder")
@@ -29,7 +30,7 @@ DISTRIBUTIONS = ("keystone", "glance", "cinder", "oslo.db", "SQLAlchemy", "alemb
 Report = Callable[[str], None]
 
 
-class PristineError(Exception):
+class PristineError(LabError):
     """A database could not be prepared."""
 
 
@@ -42,7 +43,7 @@ def installed_versions() -> dict[str, str]:
         return {name: metadata.version(name) for name in DISTRIBUTIONS}
     except metadata.PackageNotFoundError as error:
         raise PristineError(
-            f"{error.name} is not installed; install the extra [openstack]"
+            f"{error.name} is not installed", "Install this package with its extra [openstack]."
         ) from error
 
 
@@ -76,11 +77,17 @@ def provide(report: Report) -> Path:
 
 
 def copy(source: Path, settings: config.Settings) -> None:
-    """Give the stack its own databases, with its address and its passwords."""
-    for name in DATABASES:
-        shutil.copyfile(source / f"{name}.db", settings.database(name))
-        settings.database(name).chmod(0o600)
-    keystone.personalise(settings.database("keystone"), settings.address, settings.passwords)
+    """Give the stack its own databases, with its address and its passwords, unless it has them."""
+    if settings.database("keystone").exists():
+        return
+    for name in reversed(DATABASES):
+        # Keystone's comes last, under its name when complete: it tells that all are there.
+        fresh = settings.directory("db") / "new.db"
+        shutil.copyfile(source / f"{name}.db", fresh)
+        fresh.chmod(0o600)
+        if name == "keystone":
+            keystone.personalise(fresh, settings.address, settings.passwords)
+        fresh.rename(settings.database(name))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import socket
 from pathlib import Path
 
+from lab.errors import PreflightError
 from lab.openstack import config
 from lab.openstack.service import Service
 
@@ -27,7 +28,7 @@ _DISTRIBUTION_FLAGS = (
 )
 
 
-class BrokerMissingError(Exception):
+class BrokerMissingError(PreflightError):
     """RabbitMQ is not installed; the message says what to install."""
 
 
@@ -40,7 +41,7 @@ def library_tree(settings: config.Settings, server: Path = SERVER) -> Path:
     :raises BrokerMissingError: there is no server.
     """
     if not server.exists():
-        raise BrokerMissingError(f"{server} not found; install the package rabbitmq-server")
+        raise BrokerMissingError(f"{server} not found", "Install the package rabbitmq-server.")
     installed = server.resolve().parent.parent
     tree = settings.directory("rabbitmq/tree")
     for name in ("sbin", "escript"):

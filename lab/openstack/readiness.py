@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from lab.errors import LabError
 from lab.openstack.service import Service
 
 _TAIL_LINES = 25
 _POLL_SECONDS = 0.2
 
 
-class ServiceFailedError(Exception):
+class ServiceFailedError(LabError):
     """A service ended, could not be used in time, or reported that it cannot work.
 
     The message names it and holds the end of its log.

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
@@ -13,6 +13,12 @@ from lab.openstack.readiness import Waiter
 from lab.openstack.service import Service
 
 Progress = Callable[[str], None]
+
+# In the order in which they are started.
+NAMES = (
+    *("epmd", "rabbitmq", "cinder-scheduler", "cinder-api", "glance-api", "keystone"),
+    "cinder-volume",
+)
 
 _START_SECONDS = 120.0
 
@@ -26,11 +32,13 @@ class Processes(Protocol):
         self,
         name: str,
         argv: list[str],
-        env: dict[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
     ) -> int: ...
 
     def alive(self, name: str) -> bool: ...
+
+    def pid(self, name: str) -> int | None: ...
 
     def stop(self, name: str) -> None: ...
 
@@ -43,14 +51,18 @@ class Stack:
     :param processes: starts, watches and stops them, and keeps their logs.
     :param state_dir: everything the services write goes below it.
     :param address: an address of the namespace; all services listen there.
+
+    A stack that runs already, started by another process from the same directory, can be used
+    and stopped through a new object; :meth:`start` starts what does not run.
+
+    :raises ValueError: the directory is of a stack with another address.
     """
 
     def __init__(self, processes: Processes, state_dir: Path, address: str) -> None:
         self._processes = processes
-        self.settings = config.Settings.new(address, state_dir)
+        self.settings = config.Settings.open(address, state_dir)
         self._inside = Inside(processes.netns)
         self._waiter = Waiter(self._inside.call, processes.alive, processes.log_path)
-        self._pids: dict[str, int] = {}
         self.start_seconds: dict[str, float] = {}
 
     def start(self, progress: Progress) -> None:
@@ -59,9 +71,6 @@ class Stack:
         :raises readiness.ServiceFailedError: a service could not be used in time.
         :raises pristine.PristineError: the databases could not be made.
         """
-        state_dir = self.settings.state_dir
-        state_dir.mkdir(parents=True, exist_ok=True)
-        state_dir.chmod(0o700)
         pristine.copy(pristine.provide(progress), self.settings)
         cinder.write_config(self.settings)
         services = [
@@ -85,7 +94,7 @@ class Stack:
 
     def stop_volume(self) -> None:
         """Stop cinder-volume alone, for a start with other backends."""
-        self._stop("cinder-volume")
+        self._processes.stop("cinder-volume")
 
     def volume_config(
         self, backends: cinder.Backends, overrides: config.Sections | None = None
@@ -116,27 +125,24 @@ class Stack:
 
     def memory_kib(self) -> dict[str, int]:
         """Proportional set size of every running service, in KiB."""
-        return {name: memory.pss_kib(pid) for name, pid in self._pids.items()}
+        pids = {name: self._processes.pid(name) for name in NAMES}
+        return {name: memory.pss_kib(pid) for name, pid in pids.items() if pid is not None}
 
     def stop(self) -> None:
-        """Stop everything that was started, the broker last."""
-        for name in reversed(list(self._pids)):
-            self._stop(name)
+        """Stop everything, the broker last; nothing happens to what does not run."""
+        for name in reversed(NAMES):
+            self._processes.stop(name)
         self._inside.close()
 
     def _start(self, services: list[Service], progress: Progress) -> None:
         for service in services:
+            if self._processes.alive(service.name):
+                continue
             self._waiter.expect(service)
-            self._pids[service.name] = self._processes.start(
-                service.name, service.argv, service.env, self.settings.state_dir
-            )
+            self._processes.start(service.name, service.argv, service.env, self.settings.state_dir)
 
         def ready(name: str, seconds: float) -> None:
             self.start_seconds[name] = seconds
             progress(f"{name} ready after {seconds:.1f} s")
 
         self._waiter.wait(services, _START_SECONDS, ready)
-
-    def _stop(self, name: str) -> None:
-        if self._pids.pop(name, None) is not None:
-            self._processes.stop(name)

@@ -34,7 +34,7 @@ def test_tree_can_be_made_again(settings, server):
 
 
 def test_missing_server_says_what_to_install(settings, tmp_path):
-    with pytest.raises(rabbitmq.BrokerMissingError, match="install the package rabbitmq-server"):
+    with pytest.raises(rabbitmq.BrokerMissingError, match="Install the package rabbitmq-server"):
         rabbitmq.library_tree(settings, tmp_path / "none")
 
 
