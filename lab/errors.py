@@ -34,14 +34,3 @@ class ProcessError(LabError):
 
 class ScenarioFailedError(LabError):
     """A scenario saw something else than it must see."""
-
-
-class InterruptedLabError(LabError):
-    """Somebody asked the command to end.
-
-    :param signal_number: the signal that was received.
-    """
-
-    def __init__(self, signal_number: int) -> None:
-        super().__init__(f"interrupted by signal {signal_number}")
-        self.signal_number = signal_number

@@ -254,13 +254,13 @@ class Processes:
         """The file that holds the output of ``name``."""
         return self.state_dir / "logs" / f"{name}.log"
 
-    def tail(self, name: str, lines: int = 20) -> str:
+    def tail(self, name: str, lines: int = 20) -> list[str]:
         """The last ``lines`` of output; empty when there is none."""
         try:
             text = self.log_path(name).read_text(errors="replace")
         except FileNotFoundError:
-            return ""
-        return "\n".join(text.splitlines()[-lines:])
+            return []
+        return text.splitlines()[-lines:]
 
     def names(self) -> list[str]:
         """Names on record in the order they were started, including those that have ended."""
