@@ -73,7 +73,7 @@ def serve(options: cfg.ConfigOpts) -> None:
         node.close()
 
 
-def check(options: cfg.ConfigOpts, node_type: Callable[[cfg.ConfigOpts], Node] = Node) -> list[str]:
+def check(options: cfg.ConfigOpts) -> list[str]:
     """Look at everything ``run`` needs; disks are not changed.
 
     :returns: what is wrong, one sentence each.
@@ -91,7 +91,7 @@ def check(options: cfg.ConfigOpts, node_type: Callable[[cfg.ConfigOpts], Node] =
     attempt(lambda: check_tls(options))
     attempt(lambda: Tokens(options.token_file))
     nodes: list[Node] = []
-    if attempt(lambda: nodes.append(node_type(options))):
+    if attempt(lambda: nodes.append(Node(options))):
         node = nodes[0]
         attempt(lambda: node.ctx.kernel.load(node.ctx.portals))
         attempt(lambda: problems.extend(_disk_problems(node, options)))

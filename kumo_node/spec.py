@@ -132,6 +132,7 @@ class Spec:
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(directory) / FILE
         self._mutex = threading.Lock()
+        self.closed = False
         self._lock_file = self._claim()
         try:
             self._data = self._load()
@@ -181,6 +182,7 @@ class Spec:
     def close(self) -> None:
         """Let another process open it."""
         os.close(self._lock_file)
+        self.closed = True
 
     @property
     def data(self) -> Data:

@@ -45,6 +45,10 @@ class FakeMachine:
 
     def start(self):
         """Start the daemon's service; returns what could not be restored."""
+        return self.start_node().prepare()
+
+    def start_node(self):
+        """The service, before it has done anything."""
         self.node = Node(
             self.conf(),
             executor=self.host,
@@ -52,11 +56,11 @@ class FakeMachine:
             configfs=self.nvmet,
             disks=Disks(self.host, self.host.is_held),
         )
-        return self.node.prepare()
+        return self.node
 
     def kill(self):
         """The process is gone; the kernel keeps what it has."""
-        if self.node is not None:
+        if self.node is not None and not self.node.ctx.spec.closed:
             self.node.close()
         self.node = None
 
