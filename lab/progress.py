@@ -48,7 +48,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self.console.print(escape(text))
+        self._print(escape(text))
 
     @contextlib.contextmanager
     def task(self, text: str) -> Iterator[Task]:
@@ -77,7 +77,15 @@ class Progress:
             self._end("[green]ok[/]    ", text, self._clock() - begin)
 
     def _end(self, mark: str, text: str, seconds: float) -> None:
-        self.console.print(f"{mark} {seconds:7.1f} s  {escape(text)}")
+        self._print(f"{mark} {seconds:7.1f} s  {escape(text)}")
+
+    def _print(self, text: str) -> None:
+        try:
+            self.console.print(text)
+        except (OSError, SystemExit):
+            # The reader of our output is gone (rich turns a broken pipe into SystemExit). What we
+            # do, above all taking a lab down, must not stop for that.
+            self.console = Console(quiet=True)
 
     @contextlib.contextmanager
     def _plain(self, text: str) -> Iterator[Task]:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scenarios: what one is, what it is given, and which there are.
+
+A scenario is a module of :mod:`lab.scenarios` with ``SUMMARY`` (one line), ``NEEDS`` (a
+:class:`Needs`) and ``run(ctx)``, which gets a :class:`Context`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import pkgutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lab.errors import LabError, ScenarioFailedError, UsageError
+from lab.progress import Progress, Task
+
+if TYPE_CHECKING:
+    from lab.cluster import Lab
+
+PACKAGE = "lab.scenarios"
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a scenario runs on: numbers of machines, and whether it starts OpenStack services."""
+
+    storage: int = 3
+    compute: int = 1
+    openstack: bool = False
+
+    def union(self, other: Needs) -> Needs:
+        """What is enough for both."""
+        return Needs(
+            max(self.storage, other.storage),
+            max(self.compute, other.compute),
+            self.openstack or other.openstack,
+        )
+
+    def __str__(self) -> str:
+        text = f"{self.storage} storage, {self.compute} compute"
+        return f"{text}, OpenStack" if self.openstack else text
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken; ``seconds`` it took."""
+
+    text: str
+    seconds: float
+    ok: bool
+
+
+class Context:
+    """What a scenario works with.
+
+    :param lab: a running lab with at least the machines that the scenario needs.
+    :param keep: the lab will be left running, so what the scenario started may stay, too.
+    """
+
+    def __init__(
+        self,
+        lab: Lab,
+        progress: Progress,
+        keep: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.lab = lab
+        self.progress = progress
+        self.keep = keep
+        self.steps: list[Step] = []
+        self._clock = clock
+
+    @contextlib.contextmanager
+    def step(self, text: str) -> Iterator[Task]:
+        """One step of the scenario: a line with ok or FAILED and the seconds it took."""
+        begin = self._clock()
+        ok = False
+        try:
+            with self.progress.step(text) as task:
+                yield task
+            ok = True
+        finally:
+            self.steps.append(Step(text, self._clock() - begin, ok))
+
+    def note(self, text: str) -> None:
+        """Print something worth knowing, such as a measured time."""
+        self.progress.say(f"{'':>17}{text}")
+
+    def check(self, condition: object, message: str) -> None:
+        """Go on only if ``condition`` is true.
+
+        :raises ScenarioFailedError: it is not; ``message`` says what was seen.
+        """
+        if not condition:
+            raise ScenarioFailedError(message)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scenario of the registry."""
+
+    name: str
+    summary: str
+    needs: Needs
+    run: Callable[[Context], None]
+    module: Any
+
+
+class Registry:
+    """The scenarios of a package.
+
+    :param modules: names of the modules in it; by default those of :mod:`lab.scenarios`.
+    :param load: imports a module by its name.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[str] | None = None,
+        load: Callable[[str], Any] = lambda name: importlib.import_module(f"{PACKAGE}.{name}"),
+    ) -> None:
+        found = _modules() if modules is None else modules
+        self._modules = {n.replace("_", "-"): n for n in found if not n.startswith("_")}
+        self._load = load
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._modules)
+
+    def get(self, name: str) -> Scenario:
+        """The scenario of that name.
+
+        :raises UsageError: there is none.
+        :raises LabError: its module lacks something.
+        """
+        if name not in self._modules:
+            raise UsageError(
+                f"there is no scenario {name!r}", f"Scenarios: {', '.join(self.names())}."
+            )
+        module = self._load(self._modules[name])
+        missing = [x for x in ("SUMMARY", "NEEDS", "run") if not hasattr(module, x)]
+        if missing:
+            raise LabError(f"scenario {name} has no {', '.join(missing)}")
+        return Scenario(name, module.SUMMARY, module.NEEDS, module.run, module)
+
+    def all(self) -> list[Scenario]:
+        """All scenarios, those that need most machines first: the rest can share their lab."""
+        found = [self.get(name) for name in self.names()]
+        return sorted(found, key=lambda s: (-s.needs.storage, -s.needs.compute, s.name))
+
+
+def _modules() -> list[str]:
+    package = importlib.import_module(PACKAGE)
+    return [module.name for module in pkgutil.iter_modules(package.__path__)]
