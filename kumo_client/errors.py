@@ -257,7 +257,15 @@ def _subclasses(cls: type[KumoError]) -> list[type[KumoError]]:
 
 def known_codes() -> dict[str, type[KumoError]]:
     """All stable codes, with the class each one stands for."""
-    return {cls.code: cls for cls in reversed(_subclasses(KumoError)) if cls is not RemoteError}
+    return {
+        cls.code: cls
+        for cls in reversed(_subclasses(KumoError))
+        if cls not in (KumoError, RemoteError)
+    }
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
 
 
 def from_wire(body: dict[str, Any], http_status: int) -> KumoError:
@@ -270,12 +278,17 @@ def from_wire(body: dict[str, Any], http_status: int) -> KumoError:
     message = str(body.get("description") or f"the server answered HTTP {http_status}")
     for reserved in ("Status 401: ", "Status 403: "):
         message = message.removeprefix(reserved)
+    way_out = _text(body.get("wayOut"))
+    if way_out:
+        # The description has it too; it is not to be said twice when the error travels on.
+        message = message.removesuffix(f" {way_out.rstrip('.')}.")
     details = body.get("details")
     kwargs: dict[str, Any] = {
-        "volume": body.get("volume"),
-        "node": body.get("node"),
+        "volume": _text(body.get("volume")),
+        "node": _text(body.get("node")),
+        "way_out": way_out,
         "details": details if isinstance(details, dict) else None,
-        "request_id": str(body.get("requestId") or "") or None,
+        "request_id": _text(body.get("requestId")),
     }
     cls = known_codes().get(code)
     error = (

@@ -11,6 +11,7 @@ MIB = 1 << 20
 # LVM's default extent; a thin volume is a whole number of extents.
 EXTENT = 4 * MIB
 ALIAS_MAX_REPLICATED = 27
+ARRAY_NAME_MAX_BYTES = 32
 _NAMESPACE = uuid.UUID("6f5c2f0e-3c52-5b0c-9d5c-2f6a3f1f9a4e")
 
 
@@ -30,8 +31,14 @@ def io_class(replicas: int) -> str:
 
 
 def array_name(alias: str) -> str:
-    """Name of the md array of a replicated volume: the alias cut as existing clients cut it."""
-    return alias[:ALIAS_MAX_REPLICATED]
+    """Name of the md array of a replicated volume: the alias cut as existing clients cut it.
+
+    They cut after 27 characters. Where these need more than the 32 bytes that md has for a name
+    (``set_name``, include/uapi/linux/raid/md_p.h), as many whole characters as fit are kept: such
+    a volume cannot be attached by existing clients, whose mdadm refuses the longer name.
+    """
+    cut = alias[:ALIAS_MAX_REPLICATED].encode("utf-8", "replace")
+    return cut[:ARRAY_NAME_MAX_BYTES].decode("utf-8", "ignore")
 
 
 def md_overhead(capacity_gib: int) -> int:

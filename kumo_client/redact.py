@@ -17,8 +17,9 @@ TOKEN_FORM = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
 _BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+|\\?[\"']?\s*[:=]\s*)[A-Za-z0-9._~+/=-]+")
 _SECRET_KEY = re.compile(r"(?i)token|password|passwd|secret|authorization|private|dhchap|psk")
+# The repetitions are bounded: bodies of megabytes pass through here.
 _ASSIGNMENT = re.compile(
-    r"(?i)([\"']?[\w-]*(?:token|password|passwd|secret|dhchap)[\w-]*[\"']?\s*[:=]\s*)"
+    r"(?i)((?:token|password|passwd|secret|dhchap)[\w-]{0,40}[\"']?\s{0,4}[:=]\s{0,4})"
     r"(\"[^\"]*\"|'[^']*'|[^\s,;}&\"']+)"
 )
 

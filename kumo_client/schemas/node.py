@@ -21,8 +21,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from kumo_client.naming import ARRAY_NAME_MAX_BYTES
 from kumo_client.schemas.common import Name, Portal, Text, UuidText, WireModel
 from kumo_client.schemas.host import HostNqn
 
@@ -81,6 +82,13 @@ class ArrayIdentity(WireModel):
 
     uuid: UuidText
     name: Text = Field(min_length=1, max_length=32)
+
+    @field_validator("name")
+    @classmethod
+    def _fits_in_superblock(cls, value: str) -> str:
+        if len(value.encode()) > ARRAY_NAME_MAX_BYTES:
+            raise ValueError(f"must not be longer than {ARRAY_NAME_MAX_BYTES} bytes")
+        return value
 
 
 class ReplicaSpec(WireModel):
