@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the provisioner.
+
+Nothing reads a global configuration object: :func:`load` makes one and it is passed on.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from oslo_config import cfg
+from oslo_log import log
+
+from kumo_client import errors
+
+DEFAULT_FILE = "/etc/kumo/provisioner.conf"
+DEFAULT_PORT = 8090
+
+SERVER_OPTS = [
+    cfg.HostAddressOpt(
+        "listen_address",
+        default="0.0.0.0",
+        help="Address on which the API listens. '::' listens on IPv6 (and IPv4).",
+    ),
+    cfg.PortOpt("listen_port", default=DEFAULT_PORT, help="TCP port of the API (HTTPS)."),
+    cfg.StrOpt(
+        "tls_cert_file",
+        default="/etc/kumo/provisioner.pem",
+        help="PEM file with the certificate of the API, followed by intermediate certificates. "
+        "Clients verify it, so its names must cover every address that clients use.",
+    ),
+    cfg.StrOpt(
+        "tls_key_file",
+        help="PEM file with the private key. Unset: the key is in 'tls_cert_file'.",
+    ),
+    cfg.StrOpt(
+        "token_file",
+        default="/etc/kumo/tokens.json",
+        help="File with the digests and roles of the bearer tokens that may use the API, as "
+        "'kumo-provisioner init' makes it. Read when the program starts.",
+    ),
+    cfg.IntOpt(
+        "workers",
+        default=40,
+        min=4,
+        max=1000,
+        help="Most requests that are worked on at the same time. Raise it when nodes are slow "
+        "and requests queue up.",
+    ),
+    cfg.IntOpt(
+        "lock_timeout",
+        default=8,
+        min=0,
+        max=50,
+        help="Seconds a call waits for another call on the same volume before it answers Busy.",
+    ),
+]
+
+DATABASE_OPTS = [
+    cfg.StrOpt(
+        "connection",
+        default="sqlite:////var/lib/kumo/provisioner.db",
+        secret=True,
+        help="SQLAlchemy URL of the database. The directory of an SQLite file must exist, be on "
+        "local disk and belong to the user of the service. The schema of SQLite is "
+        "brought up to date at each start, that of others by 'kumo-provisioner db upgrade'.",
+    ),
+]
+
+NODES_OPTS = [
+    cfg.StrOpt(
+        "token_file",
+        default="/etc/kumo/node.token",
+        help="File with the bearer token that the storage nodes accept.",
+    ),
+    cfg.StrOpt(
+        "ca_file",
+        help="PEM file with the authority that signed the certificates of the nodes. Unset: the "
+        "authorities that the system trusts.",
+    ),
+    cfg.FloatOpt(
+        "connect_timeout",
+        default=3.0,
+        min=0.1,
+        help="Seconds a connection to a node may take to come up.",
+    ),
+    cfg.FloatOpt(
+        "budget",
+        default=20.0,
+        min=0.5,
+        max=25.0,
+        help="Seconds a call to a node may take in all, repetitions included. A request of a "
+        "client may need two of them in a row and must end within the 60 s that "
+        "existing clients wait, hence the limit.",
+    ),
+    cfg.FloatOpt(
+        "probe_budget",
+        default=5.0,
+        min=0.5,
+        help="Seconds a node has to answer a probe.",
+    ),
+    cfg.IntOpt(
+        "parallel",
+        default=32,
+        min=1,
+        help="Most calls to nodes at the same time.",
+    ),
+]
+
+PLACEMENT_OPTS = [
+    cfg.FloatOpt(
+        "thin_oversubscription",
+        default=4.0,
+        min=1.0,
+        help="A THIN volume is charged with its size divided by this number, a THICK one with "
+        "its full size; the sum of the charges on a node never exceeds its pool. 1.0 "
+        "promises as little for THIN as for THICK volumes.",
+    ),
+    cfg.IntOpt(
+        "snapshot_reserve_percent",
+        default=100,
+        min=0,
+        max=100,
+        help="Percent of its volume's charge that a snapshot is charged with at least. Only with "
+        "100 the pool can hold everything even if each volume is rewritten after its "
+        "snapshot; less sells more space and needs watching of the fill level.",
+    ),
+]
+
+RECONCILE_OPTS = [
+    cfg.FloatOpt(
+        "interval",
+        default=30.0,
+        min=0.2,
+        help="Seconds between two rounds that compare the record with the nodes and finish or "
+        "undo what was cut off.",
+    ),
+    cfg.FloatOpt(
+        "probe_interval",
+        default=10.0,
+        min=0.2,
+        help="Seconds between two probes of each node.",
+    ),
+    cfg.IntOpt(
+        "probe_failures",
+        default=3,
+        min=1,
+        help="Probes in a row that must fail until a node counts as Unavailable and gets no new "
+        "volumes.",
+    ),
+    cfg.IntOpt(
+        "removal_memory_days",
+        default=90,
+        min=1,
+        help="Days for which the uuid of a removed object is remembered. An object of that uuid "
+        "that a node shows later is removed; an object of unknown uuid is only reported.",
+    ),
+]
+
+GROUPS = {
+    "server": SERVER_OPTS,
+    "database": DATABASE_OPTS,
+    "nodes": NODES_OPTS,
+    "placement": PLACEMENT_OPTS,
+    "reconcile": RECONCILE_OPTS,
+}
+
+
+def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
+    """Entry point ``oslo.config.opts``."""
+    return list(GROUPS.items())
+
+
+def make() -> cfg.ConfigOpts:
+    """A configuration object that knows the options and has read nothing yet."""
+    conf = cfg.ConfigOpts()
+    log.register_options(conf)
+    for group, options in GROUPS.items():
+        conf.register_opts(options, group=group)
+    return conf
+
+
+def load(files: Sequence[str] = ()) -> cfg.ConfigOpts:
+    """Read the configuration.
+
+    :param files: configuration files; none means /etc/kumo/provisioner.conf.
+    :raises ConfigError: when a file is missing or a value is wrong.
+    """
+    files = list(files) or [DEFAULT_FILE]
+    conf = make()
+    for path in files:
+        if not os.access(path, os.R_OK):
+            raise errors.ConfigError(
+                f"the configuration file {path} cannot be read",
+                way_out="name one with --config-file; 'kumo-provisioner init' makes one",
+            )
+    try:
+        conf([], project="kumo-provisioner", default_config_files=files)
+        for group, options in GROUPS.items():
+            for option in options:
+                getattr(getattr(conf, group), option.dest)
+    except (cfg.Error, ValueError) as exc:
+        raise errors.ConfigError(f"the configuration is wrong: {exc}") from exc
+    return conf

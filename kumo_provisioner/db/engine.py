@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The database: engine, transactions and migrations.
+
+SQLite is the default: write-ahead log, every commit synced to disk, and write transactions that
+take the write lock at their beginning, so that what a transaction read is still true when it
+commits. Statements and their meaning: sqlite.org/pragma.html and sqlite.org/lang_transaction.html.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import alembic.command
+import alembic.config
+import sqlalchemy
+from sqlalchemy import event
+from sqlalchemy.engine import make_url
+from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import StaticPool
+
+from kumo_client import errors
+
+MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
+BUSY_TIMEOUT_MS = 15000
+
+
+class Database:
+    """Transactions over one engine.
+
+    :param url: SQLAlchemy URL, for example ``sqlite:////var/lib/kumo/provisioner.db``.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = make_url(url)
+        self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite}
+        if self.is_sqlite and self.url.database in (None, "", ":memory:"):
+            # One connection shared by all threads, or each would see a database of its own.
+            options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+        elif self.is_sqlite:
+            options = {"pool_size": 20, "max_overflow": 60, "pool_timeout": 20}
+        self.engine = sqlalchemy.create_engine(self.url, **options)
+        if self.is_sqlite:
+            event.listen(self.engine, "connect", _on_sqlite_connect)
+            event.listen(self.engine, "begin", _on_sqlite_begin)
+        self._reader = sessionmaker(self.engine, expire_on_commit=False)
+        writing = self.engine.execution_options(kumo_write=True)
+        self._writer = sessionmaker(writing, expire_on_commit=False)
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A transaction that reads one consistent state."""
+        with self._reader() as session, session.begin():
+            yield session
+
+    @contextmanager
+    def write(self) -> Iterator[Session]:
+        """A transaction that commits at its end, or rolls back on an exception."""
+        with self._writer() as session, session.begin():
+            yield session
+
+    def upgrade(self) -> None:
+        """Bring the schema to the newest version.
+
+        :raises ConfigError: when the database cannot be opened.
+        """
+        config = alembic.config.Config()
+        config.set_main_option("script_location", str(MIGRATIONS))
+        try:
+            with self.engine.execution_options(kumo_write=True).connect() as connection:
+                config.attributes["connection"] = connection
+                alembic.command.upgrade(config, "head")
+        except sqlalchemy.exc.OperationalError as exc:
+            raise errors.ConfigError(
+                f"the database {self.url.render_as_string()} cannot be used: {exc.orig}",
+                way_out="check [database] connection, and that its directory exists",
+            ) from exc
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+def _on_sqlite_connect(connection: Any, _record: Any) -> None:
+    # The driver's own transaction handling begins transactions late; ours is explicit.
+    connection.isolation_level = None
+    cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
+    cursor.execute("PRAGMA journal_mode = WAL")
+    cursor.execute("PRAGMA synchronous = FULL")
+    cursor.execute("PRAGMA foreign_keys = ON")
+    cursor.close()
+
+
+def _on_sqlite_begin(connection: Any) -> None:
+    writing = connection.get_execution_options().get("kumo_write", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

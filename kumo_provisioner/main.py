@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``kumo-provisioner``: run the service, or prepare for it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import ssl
+import sys
+from collections.abc import Sequence
+
+import uvicorn
+from oslo_config import cfg
+from oslo_log import log
+
+from kumo_client import errors
+from kumo_provisioner import app, auth, conf, init, logs, nodes
+from kumo_provisioner.core import Core
+from kumo_provisioner.db.engine import Database
+
+LOG = log.getLogger(__name__)
+# Longer than clients keep an idle connection, so that it is never ours that closes under them.
+KEEP_ALIVE_SECONDS = 75
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="kumo-provisioner", description=__doc__)
+    parser.add_argument(
+        "--config-file",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help=f"configuration file (default {conf.DEFAULT_FILE}); may be given several times",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands.add_parser("run", help="serve the API (the default)")
+    init.add_arguments(
+        commands.add_parser("init", help="make certificates, tokens and configuration files")
+    )
+    database = commands.add_parser("db", help="work on the database")
+    database.add_argument("action", choices=["upgrade"], help="bring the schema up to date")
+    commands.add_parser("openapi", help="print the OpenAPI document")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of ``kumo-provisioner``."""
+    arguments = _parser().parse_args(argv)
+    try:
+        if arguments.command == "init":
+            init.run(arguments)
+        elif arguments.command == "openapi":
+            print(json.dumps(app.describe().openapi(), indent=2, sort_keys=True))
+        elif arguments.command == "db":
+            _upgrade(conf.load(arguments.config_file))
+        else:
+            _serve(conf.load(arguments.config_file))
+    except errors.ConfigError as exc:
+        print(f"kumo-provisioner: {exc.description}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _upgrade(options: cfg.ConfigOpts) -> None:
+    logs.setup(options)
+    database = Database(options.database.connection)
+    database.upgrade()
+    database.close()
+
+
+def _serve(options: cfg.ConfigOpts) -> None:
+    logs.setup(options, secrets=[nodes.read_token(options.nodes.token_file)])
+    tokens = auth.Tokens.load(options.server.token_file)
+    certificate, key = _check_tls(options)
+    core = Core.make(options)
+    if core.db.is_sqlite:
+        core.db.upgrade()
+    server = options.server
+    LOG.info("Serving on %s port %s", server.listen_address, server.listen_port)
+    try:
+        uvicorn.run(
+            app.make(core, tokens),
+            host=server.listen_address,
+            port=server.listen_port,
+            ssl_certfile=certificate,
+            ssl_keyfile=key,
+            access_log=False,
+            log_config=None,
+            server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=int(2 * options.nodes.budget) + 5,
+        )
+    finally:
+        core.close()
+
+
+def _check_tls(options: cfg.ConfigOpts) -> tuple[str, str]:
+    certificate = options.server.tls_cert_file
+    key = options.server.tls_key_file or certificate
+    try:
+        for path in (certificate, key):
+            pathlib.Path(path).read_bytes()
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except (OSError, ssl.SSLError) as exc:
+        raise errors.ConfigError(
+            f"[server] tls_cert_file {certificate} cannot be used: {exc}",
+            way_out="'kumo-provisioner init' makes a certificate",
+        ) from exc
+    return certificate, key
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The storage nodes as this process calls them: bounded in time, several at once."""
+
+from __future__ import annotations
+
+import contextvars
+import dataclasses
+import pathlib
+import threading
+from collections.abc import Callable, Hashable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Generic, TypeVar
+
+from oslo_config import cfg
+from oslo_log import log
+
+from kumo_client import errors
+from kumo_client.api.node import Node
+from kumo_client.session import Session
+from kumo_provisioner.db import models
+
+LOG = log.getLogger(__name__)
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Address:
+    """Where a node answers."""
+
+    backend_id: str
+    ips: tuple[str, ...]
+    port: int
+
+    @classmethod
+    def of(cls, backend: models.Backend) -> Address:
+        return cls(backend.persistent_id, tuple(backend.mgmt_ips), backend.mgmt_port)
+
+    def urls(self) -> list[str]:
+        return [f"https://{f'[{ip}]' if ':' in ip else ip}:{self.port}" for ip in self.ips]
+
+    def __str__(self) -> str:
+        return self.backend_id or ", ".join(self.urls())
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What a call gave: a value, or an error."""
+
+    value: T | None = None
+    error: errors.KumoError | None = None
+
+    @property
+    def unknown(self) -> bool:
+        """Nobody can say whether the node did what it was asked for."""
+        return isinstance(self.error, errors.BackendUnavailableError | errors.InternalError)
+
+
+Call = tuple[Address, Callable[[Node], T]]
+
+
+def read_token(path: str) -> str:
+    """The node token.
+
+    :raises ConfigError: when the file cannot be read or is empty.
+    """
+    try:
+        token = pathlib.Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        raise errors.ConfigError(f"[nodes] token_file: {exc}") from exc
+    if not token:
+        raise errors.ConfigError(f"[nodes] token_file: {path} is empty")
+    return token
+
+
+class Nodes:
+    """Clients to all nodes, one per address, made when first needed."""
+
+    def __init__(self, conf: cfg.ConfigOpts) -> None:
+        self._conf = conf.nodes
+        self._token = read_token(self._conf.token_file)
+        ca_file = self._conf.ca_file
+        if ca_file and not pathlib.Path(ca_file).is_file():
+            raise errors.ConfigError(f"[nodes] ca_file: {ca_file} does not exist")
+        self._clients: dict[tuple[Address, bool], Node] = {}
+        self._guard = threading.Lock()
+        self._pool = ThreadPoolExecutor(self._conf.parallel, "node-call")
+        # Probes do not wait behind calls that hang on a dead node.
+        self._probe_pool = ThreadPoolExecutor(self._conf.parallel, "node-probe")
+
+    def client(self, address: Address, *, probing: bool = False) -> Node:
+        """The client of a node."""
+        with self._guard:
+            found = self._clients.get((address, probing))
+            if found is None:
+                found = self._clients[address, probing] = Node(self._session(address, probing))
+            return found
+
+    def _session(self, address: Address, probing: bool) -> Session:
+        budget = self._conf.probe_budget if probing else self._conf.budget
+        return Session(
+            address.urls(),
+            token=self._token,
+            ca_file=self._conf.ca_file,
+            connect_timeout=min(self._conf.connect_timeout, budget),
+            read_timeout=budget,
+            budget=budget,
+            user_agent="kumo-provisioner",
+        )
+
+    def call_all(self, calls: Mapping[K, Call[T]], *, probing: bool = False) -> dict[K, Outcome[T]]:
+        """Make all the calls at the same time and wait for all of them."""
+        pool = self._probe_pool if probing else self._pool
+        futures: dict[K, Future[Outcome[T]]] = {
+            key: pool.submit(contextvars.copy_context().run, self._one, call, probing)
+            for key, call in calls.items()
+        }
+        return {key: future.result() for key, future in futures.items()}
+
+    def call(self, call: Call[T], *, probing: bool = False) -> Outcome[T]:
+        """Make one call."""
+        return self._one(call, probing)
+
+    def _one(self, call: Call[Any], probing: bool) -> Outcome[Any]:
+        address, function = call
+        try:
+            return Outcome(value=function(self.client(address, probing=probing)))
+        except errors.KumoError as exc:
+            return Outcome(error=translate(exc, address))
+        except Exception as exc:
+            # The caller has to undo its work also after a defect of ours.
+            LOG.exception("Call to node %s failed on an unforeseen error", address)
+            return Outcome(
+                error=errors.InternalError(f"{type(exc).__name__} at a call to node {address}")
+            )
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._probe_pool.shutdown(wait=False, cancel_futures=True)
+
+
+def translate(exc: errors.KumoError, address: Address) -> errors.KumoError:
+    """A node's error as the error of our own answer.
+
+    The node's view of our token or of our request must not reach a client as if it were about the
+    client's own.
+    """
+    node = str(address)
+    if isinstance(exc, errors.CommunicationError | errors.BackendUnavailableError):
+        return errors.BackendUnavailableError(
+            f"storage node {node} could not be asked: {exc.message}", node=node
+        )
+    if isinstance(exc, errors.UnauthorizedError | errors.ForbiddenError):
+        return errors.NotAvailableError(
+            f"storage node {node} refuses our token",
+            node=node,
+            way_out="give the node and the provisioner the same node token",
+        )
+    if isinstance(
+        exc, errors.ProtocolError | errors.MethodNotAllowedError | errors.InvalidInputError
+    ):
+        return errors.NotAvailableError(
+            f"storage node {node} does not understand us: {exc.message}",
+            node=node,
+            way_out="compare the versions of node and provisioner",
+        )
+    if isinstance(exc, errors.InternalError | errors.RemoteError | errors.ConfigError):
+        failed = errors.BackendUnavailableError(
+            f"storage node {node} failed: {exc.message}", node=node, way_out="see the node's log"
+        )
+        failed.transient = False
+        return failed
+    exc.node = exc.node or node
+    return exc

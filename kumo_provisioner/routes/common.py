@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all routes share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Request
+
+from kumo_client.schemas.common import StatusAnswer, WireModel
+from kumo_client.schemas.tenant import DEFAULT_TENANT
+from kumo_provisioner.core import Core
+from kumo_provisioner.services import tenants
+
+ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
+    code: {"model": StatusAnswer, "description": text}
+    for code, text in {
+        400: "InvalidInput",
+        401: "Unauthorized",
+        403: "Forbidden",
+        404: "NotExists",
+        409: "AlreadyExists, InUse, Conflict, Busy, NoSpace, NotCoherent",
+        503: "BackendUnavailable",
+    }.items()
+}
+
+
+def _core(request: Request) -> Core:
+    core: Core = request.app.state.core
+    return core
+
+
+def _tenant(request: Request) -> str:
+    return tenants.check(request.path_params.get("tenantId", DEFAULT_TENANT))
+
+
+CoreArg = Annotated[Core, Depends(_core)]
+TenantArg = Annotated[str, Depends(_tenant)]
+IdPath = Annotated[str, Path(max_length=512)]
+
+
+def dump(items: Sequence[WireModel]) -> list[dict[str, Any]]:
+    """Objects with every field: existing clients read an absent one as the text "N/A"."""
+    return [item.model_dump(by_alias=True, mode="json") for item in items]
+
+
+def router(tag: str) -> APIRouter:
+    return APIRouter(tags=[tag], responses=ERROR_ANSWERS)
+
+
+def both(
+    routes: APIRouter, method: str, path: str, **options: Any
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a handler under ``path`` and under ``/{tenantId}`` before it."""
+
+    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+        routes.add_api_route(path, handler, methods=[method], **options)
+        name = f"{handler.__name__}_of_tenant"
+        prefixed.append((routes.tags, f"/{{tenantId}}{path}", handler, method, name, options))
+        return handler
+
+    return register
+
+
+# Added after all plain paths, so that a tenant never hides a resource.
+prefixed: list[tuple[Any, str, Callable[..., Any], str, str, dict[str, Any]]] = []
+
+
+def prefixed_router() -> APIRouter:
+    """All routes with the tenant in front."""
+    routes = APIRouter(responses=ERROR_ANSWERS)
+    for tags, path, handler, method, name, options in prefixed:
+        routes.add_api_route(path, handler, methods=[method], name=name, tags=tags, **options)
+    return routes

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What this server is and can do."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+from kumo_client.naming import GIB
+from kumo_client.schemas import info as wire
+from kumo_provisioner.core import Core
+from kumo_provisioner.services import capacity
+
+# ``POST /reconcile`` compares record and nodes now and answers what it did.
+CAPABILITY_RECONCILE = "reconcile"
+CAPABILITIES = [
+    wire.CAPABILITY_PUBLISH_ATTACH,
+    wire.CAPABILITY_TYPED_ERRORS,
+    wire.CAPABILITY_SNAPSHOT_VOLUME_CAPACITY,
+    CAPABILITY_RECONCILE,
+]
+
+
+def version() -> str:
+    """Version of the installed distribution."""
+    try:
+        return importlib.metadata.version("cinder-kumo")
+    except importlib.metadata.PackageNotFoundError:
+        return "0.0.0"
+
+
+def get(core: Core) -> wire.Info:
+    with core.db.read() as session:
+        total, used = capacity.totals(session)
+    return wire.Info(
+        total_free_space=max(0, total - used) // GIB,
+        version=version(),
+        capabilities=list(CAPABILITIES),
+    )

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Giving hosts access to volumes, and taking it away.
+
+Publish works with the replicas it can reach: with at least one export made it succeeds, and a
+reconcile makes the others when their nodes are back. Unpublish always succeeds once recorded, or a
+volume could not be detached from a dead node; the export that is left there is removed by the
+reconcile that follows the node's return.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oslo_log import log
+from sqlalchemy.orm import Session
+
+from kumo_client import errors, naming
+from kumo_client.api.node import Node
+from kumo_client.schemas import host as wire
+from kumo_client.schemas.backend import AVAILABLE
+from kumo_client.schemas.node import ExportSpec
+from kumo_provisioner.core import Core
+from kumo_provisioner.db import models
+from kumo_provisioner.nodes import Address, Call, Outcome
+from kumo_provisioner.services import building, hosts, view, volumes
+
+LOG = log.getLogger(__name__)
+
+
+def export_call(replica_uuid: str, host_nqn: str, io_class: str) -> Any:
+    """The call that exports a replica to a host."""
+    spec = ExportSpec(host_nqn=host_nqn, io_class=io_class)
+
+    def call(node: Node) -> Any:
+        return node.put_export(replica_uuid, spec)
+
+    return call
+
+
+def unexport_call(replica_uuid: str, host_nqn: str) -> Any:
+    """The call that takes the export of a replica away from a host."""
+
+    def call(node: Node) -> Any:
+        return node.delete_export(replica_uuid, host_nqn)
+
+    return call
+
+
+def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.PublishAnswer:
+    """Give a host access to a volume. It may be called again at any time.
+
+    :raises NotExistsError: when volume or host is not known.
+    :raises ConflictError: when the host's id or NQN is that of another host.
+    :raises BackendUnavailableError: when no replica could be exported.
+    """
+    uuid = view.normal_uuid(request.vol_id)
+    if uuid is None:
+        raise volumes.missing(request.vol_id)
+    with core.locks.hold(uuid):
+        with core.db.write() as session:
+            volume = volumes.find(session, tenant, uuid)
+            host = _host(session, request)
+            known = session.get(models.Publication, (uuid, host.uuid))
+            fresh = known is None or known.status != models.PUBLISHED
+            if known is None:
+                session.add(
+                    models.Publication(volume_id=uuid, host_id=host.uuid, status=models.PUBLISHING)
+                )
+            calls = _calls(volume, host.nqn)
+        outcomes = core.nodes.call_all(calls)
+        if all(outcome.error is not None for outcome in outcomes.values()):
+            if fresh:
+                _undo(core, uuid, host, outcomes)
+            failed = building.first_error(outcomes)
+            raise failed or errors.InternalError(f"volume {uuid} has no replica", volume=uuid)
+        return _commit(core, uuid, host, outcomes, fresh)
+
+
+def _host(session: Session, request: wire.PublishRequest) -> models.Host:
+    if request.host is not None:
+        if request.host.host_id != request.host_id:
+            raise errors.InvalidInputError("hostId and host.hostId are not the same")
+        return hosts.register(session, request.host)
+    host = session.get(models.Host, request.host_id)
+    if host is None:
+        raise errors.NotExistsError(
+            f"there is no host {request.host_id}", way_out="probe the host first"
+        )
+    return host
+
+
+def _calls(volume: models.Volume, host_nqn: str) -> dict[str, Call[Any]]:
+    """Exports to make. A node known to be down is asked only when there is no other."""
+    up = [one for one in volume.replicas if one.backend.state == AVAILABLE]
+    io_class = naming.io_class(volume.num_replicas)
+    return {
+        replica.uuid: (
+            Address.of(replica.backend),
+            export_call(replica.uuid, host_nqn, io_class),
+        )
+        for replica in up or volume.replicas
+    }
+
+
+def _undo(core: Core, uuid: str, host: models.Host, outcomes: dict[str, Outcome[Any]]) -> None:
+    with core.db.write() as session:
+        row = session.get(models.Publication, (uuid, host.uuid))
+        if row is not None:
+            session.delete(row)
+    if any(outcome.unknown for outcome in outcomes.values()):
+        core.wake.set()
+
+
+def _commit(
+    core: Core, uuid: str, host: models.Host, outcomes: dict[str, Outcome[Any]], fresh: bool
+) -> wire.PublishAnswer:
+    with core.db.write() as session:
+        row = session.get_one(models.Publication, (uuid, host.uuid))
+        row.status = models.PUBLISHED
+        volume = session.get_one(models.Volume, uuid)
+        session.flush()
+        exported = [one for one in volume.replicas if one.uuid in outcomes]
+        absent = [
+            one.uuid for one in volume.replicas if one not in exported or outcomes[one.uuid].error
+        ]
+        answer = wire.PublishAnswer(
+            volume=view.volume(volume),
+            replicas=[
+                view.published_replica(replica, volume.num_replicas, host.nqn)
+                for replica in volume.replicas
+            ],
+        )
+    if absent:
+        LOG.warning("Volume %s is published to %s without %s", uuid, host.uuid, ", ".join(absent))
+        answer.description = f"published without the replicas {', '.join(absent)}"
+    if not fresh:
+        answer.status = errors.AlreadyPublishedError.code
+        answer.description = answer.description or f"volume {uuid} was published to this host"
+    else:
+        LOG.info("Published volume %s to host %s", uuid, host.uuid)
+    return answer
+
+
+def unpublish(core: Core, tenant: str, request: wire.UnpublishRequest) -> None:
+    """Take the access of a host, or of every host, to a volume away.
+
+    :raises NotExistsError: when there is no such volume.
+    :raises VolumeNotPublishedError: when it is not published to that host.
+    """
+    uuid = view.normal_uuid(request.vol_id)
+    if uuid is None:
+        raise volumes.missing(request.vol_id)
+    with core.locks.hold(uuid):
+        calls: dict[tuple[str, str], Call[Any]] = {}
+        with core.db.write() as session:
+            volume = volumes.find(session, tenant, uuid)
+            gone = [
+                one
+                for one in volume.publications
+                if request.host_id is None or one.host_id == request.host_id
+            ]
+            if not gone:
+                raise errors.VolumeNotPublishedError(
+                    f"volume {uuid} is not published to {request.host_id or 'any host'}",
+                    volume=uuid,
+                )
+            for publication in gone:
+                calls.update(_removals(volume, publication.host.nqn))
+                volume.publications.remove(publication)
+        _take_away(core, uuid, calls)
+
+
+def _removals(volume: models.Volume, host_nqn: str) -> dict[tuple[str, str], Call[Any]]:
+    return {
+        (replica.uuid, host_nqn): (
+            Address.of(replica.backend),
+            unexport_call(replica.uuid, host_nqn),
+        )
+        for replica in volume.replicas
+        if replica.backend.state == AVAILABLE
+    }
+
+
+def _take_away(core: Core, uuid: str, calls: dict[tuple[str, str], Call[Any]]) -> None:
+    for (replica, _), outcome in core.nodes.call_all(calls).items():
+        if outcome.error is not None:
+            LOG.warning("Export of replica %s is removed later: %s", replica, outcome.error)
+            core.wake.set()
+    LOG.info("Unpublished volume %s", uuid)

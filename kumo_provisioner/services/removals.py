@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Taking objects away from nodes.
+
+:func:`retire_volume` and :func:`retire_snapshot` move the parts of an object to the list of
+removals inside the transaction of the caller; :func:`carry_out` asks the nodes. What a node does
+not confirm stays on the list and is carried out by a later reconcile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from oslo_log import log
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kumo_client import errors
+from kumo_client.api.node import Node
+from kumo_client.schemas.backend import UNAVAILABLE
+from kumo_provisioner.core import Core, now_ms
+from kumo_provisioner.db import models
+from kumo_provisioner.nodes import Address, Call
+
+LOG = log.getLogger(__name__)
+
+
+def retire_volume(session: Session, volume: models.Volume) -> list[str]:
+    """Delete the rows of a volume and list its replicas for removal; gives their uuids."""
+    for replica in volume.replicas:
+        _list(session, models.REPLICA, replica)
+    uuids = [replica.uuid for replica in volume.replicas]
+    session.delete(volume)
+    session.flush()
+    return uuids
+
+
+def retire_snapshot(session: Session, snapshot: models.Snapshot) -> list[str]:
+    """Delete the rows of a snapshot and list its parts for removal; gives their uuids."""
+    for part in snapshot.parts:
+        _list(session, models.SNAPSHOT, part)
+    uuids = [part.uuid for part in snapshot.parts]
+    session.delete(snapshot)
+    session.flush()
+    return uuids
+
+
+def _list(session: Session, kind: str, row: models.Replica | models.SnapshotPart) -> None:
+    session.add(
+        models.Removal(
+            uuid=row.uuid,
+            kind=kind,
+            backend_id=row.backend_id,
+            reserved_bytes=row.reserved_bytes,
+            since=now_ms(),
+        )
+    )
+
+
+def remove_call(kind: str, uuid: str) -> Callable[[Node], None]:
+    """The call that takes an object away, its exports included."""
+
+    def snapshot(node: Node) -> None:
+        node.delete_snapshot(uuid)
+
+    def replica(node: Node) -> None:
+        try:
+            node.delete_replica(uuid)
+        except errors.InUseError:
+            # No row publishes it any more: an unpublish did not reach the node.
+            node.delete_export(uuid, None)
+            node.delete_replica(uuid)
+
+    return snapshot if kind == models.SNAPSHOT else replica
+
+
+def carry_out(core: Core, uuids: Iterable[str], *, also_down: bool = False) -> int:
+    """Ask the nodes to remove the listed objects.
+
+    :param also_down: ask nodes whose last probes failed, too.
+    :returns: how many are left for a later reconcile.
+    """
+    wanted = list(uuids)
+    calls: dict[str, Call[None]] = {}
+    with core.db.read() as session:
+        rows = session.scalars(select(models.Removal).where(models.Removal.uuid.in_(wanted)))
+        for row in rows.all():
+            backend = session.get(models.Backend, row.backend_id)
+            if backend is not None and (also_down or backend.state != UNAVAILABLE):
+                calls[row.uuid] = (Address.of(backend), remove_call(row.kind, row.uuid))
+    done = []
+    for uuid, outcome in core.nodes.call_all(calls).items():
+        if outcome.error is None:
+            done.append(uuid)
+        else:
+            LOG.warning("Removal of %s is left for later: %s", uuid, outcome.error)
+    confirm(core, done)
+    return len(wanted) - len(done)
+
+
+def confirm(core: Core, uuids: list[str]) -> None:
+    """Record that the nodes have removed these objects."""
+    if not uuids:
+        return
+    with core.db.write() as session:
+        for uuid in uuids:
+            row = session.get(models.Removal, uuid)
+            if row is not None and row.done is None:
+                row.done = now_ms()
+                row.reserved_bytes = 0

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rows as objects of the wire."""
+
+from __future__ import annotations
+
+import uuid as uuidlib
+from typing import TypeVar
+
+from sqlalchemy.orm import selectinload
+from sqlalchemy.orm.interfaces import ORMOption
+
+from kumo_client import naming
+from kumo_client.naming import GIB
+from kumo_client.schemas import backend as wire_backend
+from kumo_client.schemas import host as wire_host
+from kumo_client.schemas import snapshot as wire_snapshot
+from kumo_client.schemas import volume as wire_volume
+from kumo_client.schemas.common import Portal
+from kumo_provisioner.core import now_ms
+from kumo_provisioner.db import models
+
+T = TypeVar("T", bound=wire_backend.BackendRef)
+
+# What a volume on the wire is made of, read in one query each.
+WHOLE_VOLUME: tuple[ORMOption, ...] = (
+    selectinload(models.Volume.replicas).joinedload(models.Replica.backend),
+    selectinload(models.Volume.publications),
+)
+HOST_MISSED_PROBES = 3
+
+
+def normal_uuid(text: str) -> str | None:
+    """The canonical form of a UUID; None when it is none, so that nothing can have that id."""
+    try:
+        return str(uuidlib.UUID(text.strip()))
+    except ValueError:
+        return None
+
+
+def backend_ref(row: models.Backend) -> wire_backend.BackendRef:
+    return _fill(wire_backend.BackendRef, row)
+
+
+def _fill(cls: type[T], row: models.Backend) -> T:
+    return cls(
+        persistent_id=row.persistent_id,
+        mgmt_ips=list(row.mgmt_ips),
+        mgmt_port=row.mgmt_port,
+        state=row.state,
+        portals=[Portal.model_validate(portal) for portal in row.portals],
+        rack=row.rack,
+        zone=row.zone,
+        region=row.region,
+        host_id=row.host_id,
+        name=row.name,
+    )
+
+
+def backend(row: models.Backend, charged: int, probe_interval: float) -> wire_backend.Backend:
+    """:param charged: bytes charged to the node."""
+    full = _fill(wire_backend.Backend, row)
+    full.in_use = charged > 0
+    full.total_capacity = row.total_bytes // GIB
+    full.available_capacity = max(0, row.total_bytes - charged) // GIB
+    full.last_probe_time = row.last_probe
+    full.probe_interval = int(probe_interval * 1000)
+    full.version = row.version
+    return full
+
+
+def location(row: models.Replica) -> wire_volume.Location:
+    return wire_volume.Location(
+        uuid=row.uuid,
+        backend=backend_ref(row.backend),
+        replica_state=row.state,
+        current_state_time=max(0, now_ms() - row.state_since),
+    )
+
+
+def volume(row: models.Volume) -> wire_volume.Volume:
+    asked = wire_volume.StorageClass.model_validate(row.storage_class)
+    published = [one.host_id for one in row.publications if one.status == models.PUBLISHED]
+    return wire_volume.Volume(
+        uuid=row.uuid,
+        alias=row.alias,
+        capacity=row.capacity,
+        num_replicas=len(row.replicas),
+        max_replica_down_time=asked.max_replica_down_time,
+        writable=row.writable,
+        location=[location(replica) for replica in row.replicas],
+        replicable=True,
+        protocol=row.protocol,
+        snapshot_id=row.snapshot_id,
+        max_iops=asked.max_iops_per_gb * row.capacity,
+        desired_iops=asked.desired_iops_per_gb * row.capacity,
+        max_bw=asked.max_bw_per_gb * row.capacity,
+        desired_bw=asked.desired_bw_per_gb * row.capacity,
+        block_size=asked.block_size,
+        reserved_space_percentage=row.reserved_space_percentage,
+        provisioning_type=row.provisioning_type,
+        tenant_id=row.tenant_id,
+        source_volume_id=row.source_volume_id,
+        published_hosts=sorted(published),
+    )
+
+
+def snapshot(row: models.Snapshot) -> wire_snapshot.Snapshot:
+    """``reservedSpace`` is in GiB."""
+    return wire_snapshot.Snapshot(
+        snapshot_id=row.uuid,
+        alias=row.alias,
+        volume_id=row.volume_id,
+        capacity=row.capacity,
+        reserved_space=row.capacity * row.reserved_space_percentage // 100,
+        timestamp=row.created,
+    )
+
+
+def host(row: models.Host) -> wire_host.Host:
+    silent = now_ms() - row.last_probe > HOST_MISSED_PROBES * 1000 * row.duration
+    down = row.duration > 0 and silent
+    return wire_host.Host(
+        uuid=row.uuid,
+        nqn=row.nqn,
+        name=row.name,
+        client_type=row.client_type,
+        version=row.version,
+        state=wire_backend.UNAVAILABLE if down else wire_backend.AVAILABLE,
+        last_probe_time=row.last_probe,
+        duration=row.duration,
+    )
+
+
+def subsystem_nqn(replica: models.Replica, replicas: int, host_nqn: str) -> str:
+    return naming.subsystem_nqn(replica.backend_id, host_nqn, naming.io_class(replicas))
+
+
+def published_replica(
+    row: models.Replica, replicas: int, host_nqn: str
+) -> wire_host.PublishedReplica:
+    return wire_host.PublishedReplica(
+        uuid=row.uuid,
+        target_nqn=subsystem_nqn(row, replicas, host_nqn),
+        portals=[Portal.model_validate(portal) for portal in row.backend.portals],
+        replica_state=row.state,
+        backend_id=row.backend_id,
+    )

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Volumes: create, show, extend, delete."""
+
+from __future__ import annotations
+
+import uuid as uuidlib
+from typing import Any
+
+from oslo_log import log
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from kumo_client import errors, naming
+from kumo_client.schemas import volume as wire
+from kumo_client.schemas.node import ReplicaSpec
+from kumo_client.schemas.volume import REPLICA_AVAILABLE
+from kumo_provisioner import placement
+from kumo_provisioner.core import Core, now_ms
+from kumo_provisioner.db import models
+from kumo_provisioner.nodes import Call
+from kumo_provisioner.services import building, capacity, extending, removals, view
+
+LOG = log.getLogger(__name__)
+
+
+def missing(text: str) -> errors.NotExistsError:
+    return errors.NotExistsError(f"there is no volume {text}")
+
+
+def find(session: Session, tenant: str, uuid: str) -> models.Volume:
+    """The row of an existing volume; one that is being made does not exist yet.
+
+    :raises NotExistsError: when there is none.
+    """
+    row = session.get(models.Volume, uuid)
+    if row is None or row.status != models.AVAILABLE or row.tenant_id != tenant:
+        raise missing(uuid)
+    return row
+
+
+def list_all(core: Core, tenant: str, **where: str) -> list[wire.Volume]:
+    """All volumes of a tenant, oldest first; ``where`` gives columns that must be equal."""
+    query = (
+        select(models.Volume)
+        .options(*view.WHOLE_VOLUME)
+        .filter_by(tenant_id=tenant, status=models.AVAILABLE, **where)
+        .order_by(models.Volume.created, models.Volume.uuid)
+    )
+    with core.db.read() as session:
+        return [view.volume(row) for row in session.scalars(query)]
+
+
+def get(core: Core, tenant: str, uuid: str) -> list[wire.Volume]:
+    """One volume, as a list of length 1.
+
+    :raises NotExistsError: when there is none.
+    """
+    found = list_all(core, tenant, uuid=view.normal_uuid(uuid) or "")
+    if not found:
+        raise missing(uuid)
+    return found
+
+
+def by_alias(core: Core, tenant: str, alias: str) -> list[wire.Volume]:
+    """The volume of that alias, as a list of length 1.
+
+    :raises NotExistsError: when there is none.
+    """
+    found = list_all(core, tenant, alias=alias.strip())
+    if not found:
+        raise errors.NotExistsError(f"there is no volume with alias {alias}")
+    return found
+
+
+def create(core: Core, tenant: str, request: wire.VolumeCreate) -> str:
+    """Create a volume on the nodes that placement chooses; gives its uuid.
+
+    :raises AlreadyExistsError: when the uuid or the alias is taken.
+    :raises NoSpaceError: when no set of nodes can take it, with the reason of each node.
+    :raises BackendUnavailableError: when a chosen node could not be asked; nothing is left of it.
+    """
+    uuid = request.uuid or str(uuidlib.uuid4())
+    with core.locks.hold(uuid):
+        with core.db.write() as session:
+            make_room(session, tenant, uuid, request.alias)
+            volume = _row(tenant, uuid, request)
+            calls = _place(core, session, volume, request.storage_class)
+            session.add(volume)
+        finish(core, volume, calls)
+    return uuid
+
+
+def make_room(session: Session, tenant: str, uuid: str, alias: str) -> None:
+    """Make sure that uuid and alias are free.
+
+    The caller holds the lock of the uuid, so a row of it that is still ``creating`` was left by
+    a process that died, and is retired here.
+
+    :raises AlreadyExistsError: when they are not.
+    """
+    row = session.get(models.Volume, uuid)
+    if row is not None and row.status == models.CREATING:
+        removals.retire_volume(session, row)
+    elif row is not None:
+        raise errors.AlreadyExistsError(f"volume {uuid} exists already", volume=uuid)
+    query = select(models.Volume.uuid).filter_by(tenant_id=tenant, alias=alias)
+    taken = session.scalar(query)
+    if taken is not None:
+        raise errors.AlreadyExistsError(f"the alias {alias} is that of volume {taken}")
+
+
+def _row(tenant: str, uuid: str, request: wire.VolumeCreate) -> models.Volume:
+    return models.Volume(
+        uuid=uuid,
+        tenant_id=tenant,
+        alias=request.alias,
+        status=models.CREATING,
+        created=now_ms(),
+        capacity=request.capacity,
+        wanted_capacity=request.capacity,
+        num_replicas=request.storage_class.num_replicas,
+        provisioning_type=request.provisioning_type,
+        reserved_space_percentage=request.reserved_space_percentage,
+        protocol=request.protocol,
+        writable=request.writable,
+        storage_class=request.storage_class.wire(),
+    )
+
+
+def _place(
+    core: Core, session: Session, volume: models.Volume, asked: wire.StorageClass
+) -> dict[str, Call[Any]]:
+    size = naming.replica_bytes(volume.capacity, volume.num_replicas)
+    ask = placement.Ask(
+        replicas=volume.num_replicas,
+        charge=capacity.replica_charge(core.conf, size, volume.provisioning_type),
+        zones=asked.zones,
+        racks=asked.racks,
+        regions=asked.regions,
+        same_rack_allowed=asked.same_rack_allowed,
+    )
+    calls = {}
+    for backend_id in placement.place(capacity.candidates(session), ask):
+        backend = session.get_one(models.Backend, backend_id)
+        replica = add_replica(volume, backend, size, ask.charge)
+        spec = ReplicaSpec(volume_id=volume.uuid, bytes=size)
+        calls[replica.uuid] = building.put_replica(backend, replica.uuid, spec)
+    return calls
+
+
+def add_replica(
+    volume: models.Volume, backend: models.Backend, size: int, charge: int
+) -> models.Replica:
+    """Add the row of a replica to a volume. Its uuid is never used a second time."""
+    replica = models.Replica(
+        uuid=str(uuidlib.uuid4()),
+        backend_id=backend.persistent_id,
+        position=len(volume.replicas),
+        bytes=size,
+        reserved_bytes=charge,
+        state=REPLICA_AVAILABLE,
+        state_since=now_ms(),
+    )
+    volume.replicas.append(replica)
+    return replica
+
+
+def finish(core: Core, volume: models.Volume, calls: dict[str, Call[Any]]) -> None:
+    """Make the replicas of a committed row, or undo it.
+
+    :raises KumoError: when it had to be undone.
+    """
+    building.build(
+        core,
+        calls,
+        commit=lambda: building.commit_row(core, models.Volume, volume.uuid),
+        retire=building.retire_volume(volume.uuid),
+        name=f"volume {volume.uuid} ({volume.alias})",
+    )
+
+
+def extend(core: Core, tenant: str, text: str, gib: int) -> None:
+    """Extend all replicas of a volume.
+
+    :raises InvalidInputError: when it would become smaller.
+    :raises NoSpaceError: when a node has no room.
+    :raises BackendUnavailableError: when a node could not be asked; the extension is then
+        finished by a reconcile, and the volume keeps its old size until all replicas have grown.
+    """
+    uuid = view.normal_uuid(text)
+    if uuid is None:
+        raise missing(text)
+    with core.locks.hold(uuid):
+        with core.db.write() as session:
+            row = find(session, tenant, uuid)
+            extending.intend(core, session, row, gib)
+        extending.finish(core, uuid)
+
+
+def delete(core: Core, tenant: str, text: str) -> None:
+    """Delete a volume.
+
+    It is gone for users as soon as this is recorded. A node that cannot be asked removes its
+    replica when it is back; until then the replica keeps its space.
+
+    :raises NotExistsError: when there is none.
+    :raises InUseError: while it is published or has snapshots.
+    """
+    uuid = view.normal_uuid(text)
+    if uuid is None:
+        raise missing(text)
+    with core.locks.hold(uuid):
+        with core.db.write() as session:
+            row = find(session, tenant, uuid)
+            _refuse_in_use(session, row)
+            parts = removals.retire_volume(session, row)
+        LOG.info("Deleted volume %s", uuid)
+        removals.carry_out(core, parts)
+
+
+def _refuse_in_use(session: Session, row: models.Volume) -> None:
+    hosts = sorted(one.host_id for one in row.publications)
+    if hosts:
+        raise errors.InUseError(
+            f"volume {row.uuid} is published to {', '.join(hosts[:4])}",
+            volume=row.uuid,
+            way_out="unpublish it first",
+        )
+    query = select(models.Snapshot.uuid).filter_by(volume_id=row.uuid)
+    snapshots = session.scalars(query.limit(4)).all()
+    if snapshots:
+        raise errors.InUseError(
+            f"volume {row.uuid} has snapshots: {', '.join(snapshots)}",
+            volume=row.uuid,
+            way_out="delete its snapshots first",
+        )
