@@ -34,7 +34,7 @@ def text(value: str, secrets: Iterable[str] = ()) -> str:
 
 
 def known(value: Any, secrets: Iterable[str]) -> Any:
-    """A JSON value with these secrets hidden in every text and key, and nothing else changed."""
+    """A JSON value with these secrets hidden in every text, key and number, otherwise unchanged."""
     secrets = [secret for secret in secrets if secret]
     if isinstance(value, str):
         for secret in sorted(secrets, key=len, reverse=True):
@@ -44,6 +44,8 @@ def known(value: Any, secrets: Iterable[str]) -> Any:
         return {known(key, secrets): known(item, secrets) for key, item in value.items()}
     if isinstance(value, list):
         return [known(item, secrets) for item in value]
+    if isinstance(value, (int, float)) and any(secret in repr(value) for secret in secrets):
+        return HIDDEN
     return value
 
 
@@ -59,7 +61,7 @@ def json_value(value: Any, secrets: Iterable[str] = ()) -> Any:
         }
     if isinstance(value, list):
         return [json_value(item, secrets) for item in value]
-    return text(value, secrets) if isinstance(value, str) else value
+    return text(value, secrets) if isinstance(value, str) else known(value, secrets)
 
 
 class RedactingFilter(logging.Filter):

@@ -16,6 +16,8 @@ from tests.unit.client.conftest import A, B
 
 # All that RFC 6750 allows; long enough not to be part of an ordinary word.
 TOKENS = st.text(string.ascii_letters + string.digits + "-._~+/", min_size=12, max_size=60)
+# Such a token can come back as a number.
+DIGITS = st.integers(10**12, 10**30).map(str)
 
 
 def _echo(form):
@@ -30,6 +32,9 @@ def _echo(form):
             "error": Answer({"status": "InvalidInput", "description": seen, token: token}, 400),
             "code": Answer({"status": token, "description": ""}, 400),
             "page": Answer(f"<p>{token}</p>".encode(), 500),
+            "number": Answer({"status": "Bad", "details": {"n": int(token)}}, 400)
+            if token.isdigit()
+            else Answer(token.encode(), 400),
             "gateway": Answer((" " * 1990 + token).encode(), 502),
             "unauthorized": Answer(f"{token} Status 401".encode(), 401),
         }[form]
@@ -37,11 +42,15 @@ def _echo(form):
     return answer
 
 
-FORMS = ["good", "list", "error", "code", "page", "gateway", "unauthorized"]
+FORMS = ["good", "list", "error", "code", "page", "number", "gateway", "unauthorized"]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
-@given(token=TOKENS, form=st.sampled_from(FORMS), first=st.sampled_from([Refused, ReadTimeout]))
+@given(
+    token=TOKENS | DIGITS,
+    form=st.sampled_from(FORMS),
+    first=st.sampled_from([Refused, ReadTimeout]),
+)
 def test_the_token_appears_nowhere(token, form, first):
     clock = FakeClock()
     network = Transport({A: Script(first), B: _echo(form)}, clock)
