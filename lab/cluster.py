@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A lab: its namespace, its machines and the processes of its control plane.
+
+All state is in one directory, so that any later command finds the lab again:
+
+* ``state.json``: what the machines are made of, written before anything is made;
+* ``processes.json`` and ``logs/``: see :mod:`lab.processes`;
+* ``source/``: a copy of the code as it was when the lab came up;
+* ``machines/<name>/``: overlay, disks, sockets, seed and console.
+"""
+
+from __future__ import annotations
+
+import compileall
+import dataclasses
+import json
+import os
+import py_compile
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from lab import image, python_site
+from lab.errors import LabError
+from lab.machine import COMPUTE, MEMORY_MIB, STORAGE, Layers, Machine, MachineSpec
+from lab.network import Network
+from lab.processes import Processes
+from lab.progress import Progress
+
+DEFAULT_NAME = "kumo"
+SSDS = 2
+SSD_GIB = 16
+_SHIPPED = ("cinder_kumo", "kumo_client", "kumo_node", "kumo_provisioner", "lab")
+
+
+def base_directory() -> Path:
+    """Where labs keep their state: ``$KUMO_LAB_DIR`` or ``/var/lib/kumo-lab``."""
+    return Path(os.environ.get("KUMO_LAB_DIR") or "/var/lib/kumo-lab")
+
+
+def names() -> list[str]:
+    """Names of the labs that exist."""
+    return sorted(path.parent.name for path in base_directory().glob("*/state.json"))
+
+
+class Lab:
+    """A lab that is up, or partly so."""
+
+    def __init__(self, name: str, state: dict[str, Any]) -> None:
+        self.name = name
+        self.netns = f"kumo-{name}"
+        self.state_dir = base_directory() / name
+        self.network = Network(self.netns)
+        self.processes = Processes(self.state_dir, self.netns)
+        self.kernel = state["kernel"]
+        layers = Layers(
+            image=image.Image(**{k: _path(k, v) for k, v in state["image"].items()}),
+            python_site=Path(state["python_site"]),
+            source=self.state_dir / "source",
+        )
+        self.machines = {
+            spec["name"]: Machine(
+                MachineSpec(**spec),
+                self.state_dir / "machines" / spec["name"],
+                layers,
+                self.network,
+                self.processes,
+            )
+            for spec in state["machines"]
+        }
+
+    @property
+    def storage(self) -> list[Machine]:
+        """The storage machines, in order."""
+        return [item for item in self.machines.values() if item.role == STORAGE]
+
+    @property
+    def compute(self) -> list[Machine]:
+        """The compute machines, in order."""
+        return [item for item in self.machines.values() if item.role == COMPUTE]
+
+    @classmethod
+    def exists(cls, name: str = DEFAULT_NAME) -> bool:
+        """Is there a lab of that name, complete or not?"""
+        return (base_directory() / name / "state.json").exists()
+
+    @classmethod
+    def load(cls, name: str = DEFAULT_NAME) -> Lab:
+        """Find a lab again.
+
+        :raises LabError: there is none of that name.
+        """
+        path = base_directory() / name / "state.json"
+        if not path.exists():
+            raise LabError(f"there is no lab {name!r}", way_out="kumo-lab up")
+        return cls(name, json.loads(path.read_text()))
+
+    @classmethod
+    def up(
+        cls,
+        name: str = DEFAULT_NAME,
+        *,
+        storage: int = 3,
+        compute: int = 1,
+        progress: Progress,
+        kernel: str = image.DEFAULT_KERNEL,
+        ssd_gib: int = SSD_GIB,
+    ) -> Lab:
+        """Make a lab and boot its machines, all at once.
+
+        :param ssd_gib: size of each SSD of a storage machine, in GiB (sparse).
+        :raises LabError: a lab of that name exists, or something failed; nothing is left then.
+        """
+        if cls.exists(name):
+            raise LabError(f"lab {name!r} is already up", way_out=f"kumo-lab down --name {name}")
+        built = image.build(kernel, progress)
+        state = {
+            "kernel": built.version,
+            "image": {key: str(value) for key, value in dataclasses.asdict(built).items()},
+            "python_site": str(python_site.build(progress)),
+            "machines": [
+                dataclasses.asdict(spec) for spec in _machine_specs(storage, compute, ssd_gib)
+            ],
+        }
+        directory = base_directory() / name
+        directory.mkdir(parents=True)
+        (directory / "state.json").write_text(json.dumps(state, indent=1))
+        lab = cls(name, state)
+        try:
+            lab._make(progress)
+        except BaseException:
+            lab.down()
+            raise
+        return lab
+
+    def _make(self, progress: Progress) -> None:
+        self._copy_source()
+        self.network.create()
+        for machine in self.machines.values():
+            machine.directory.mkdir(parents=True)
+            machine.write_seed({})
+            machine.create_disks()
+            machine.create_overlay()
+            self.network.add_tap(machine.spec.tap)
+            machine.start()
+        with ThreadPoolExecutor(len(self.machines)) as pool:
+            futures = [pool.submit(_boot, item, progress) for item in self.machines.values()]
+            for future in futures:
+                future.result()
+
+    def _copy_source(self) -> None:
+        """Copy the code for the guests, compiled: compiling there would cost seconds per start."""
+        top = Path(__file__).resolve().parents[1]
+        target = self.state_dir / "source"
+        present = [name for name in _SHIPPED if (top / name).is_dir()]
+        for name in present:
+            shutil.copytree(top / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for info in top.glob("*.egg-info"):
+            shutil.copytree(info, target / info.name)
+        mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
+        compileall.compile_dir(target, quiet=2, invalidation_mode=mode)
+
+    def down(self) -> None:
+        """Remove the lab: processes, namespace, files. Safe to repeat."""
+        self.processes.stop_all()
+        self.network.remove()
+        if self.state_dir.exists():
+            shutil.rmtree(self.state_dir)
+        base = base_directory()
+        if base.exists() and not any(base.iterdir()):
+            base.rmdir()
+
+
+def _path(key: str, value: str) -> Any:
+    return value if key == "version" else Path(value)
+
+
+def _machine_specs(storage: int, compute: int, ssd_gib: int) -> list[MachineSpec]:
+    return [
+        MachineSpec(
+            name=f"{role}{number}",
+            role=role,
+            number=number,
+            memory=MEMORY_MIB[role],
+            ssds=SSDS if role == STORAGE else 0,
+            ssd_gib=ssd_gib,
+        )
+        for role, count in ((STORAGE, storage), (COMPUTE, compute))
+        for number in range(1, count + 1)
+    ]
+
+
+def _boot(machine: Machine, progress: Progress) -> None:
+    with progress.task(f"booting {machine.name}"):
+        machine.wait_ready()
