@@ -7,10 +7,13 @@ import ctypes
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 # sched.h
 _CLONE_NEWNET = 0x40000000
+# Where ip-netns(8) keeps them.
+DIRECTORY = Path("/run/netns")
 
 T = TypeVar("T")
 
@@ -37,7 +40,7 @@ class Inside:
 
 def _enter(name: str) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
-    with open(f"/run/netns/{name}", "rb") as file:
+    with (DIRECTORY / name).open("rb") as file:
         if libc.setns(file.fileno(), _CLONE_NEWNET) != 0:
             number = ctypes.get_errno()
             raise OSError(number, f"cannot enter network namespace {name}: {os.strerror(number)}")

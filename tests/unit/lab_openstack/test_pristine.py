@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import sqlite3
+import subprocess
 
 import bcrypt
 import pytest
@@ -114,3 +115,17 @@ def test_database_without_a_service_user_is_refused(settings, tmp_path):
     make_database(tmp_path / "k.db", users=("admin", "cinder"))
     with pytest.raises(ValueError, match="user glance"):
         keystone.personalise(tmp_path / "k.db", settings.address, settings.passwords)
+
+
+def test_failed_tool_is_reported_with_the_end_of_its_output(settings, monkeypatch, tmp_path):
+    output = "\n".join(f"line {number}" for number in range(40))
+
+    def run(argv, **options):
+        return subprocess.CompletedProcess(argv, 3, output, "the reason\n")
+
+    monkeypatch.setattr(pristine.subprocess, "run", run)
+    with pytest.raises(pristine.PristineError) as caught:
+        pristine._run(["tool", "db", "sync"], {}, tmp_path)
+    assert str(caught.value).startswith("tool db sync failed with 3:")
+    assert "the reason" in str(caught.value)
+    assert "line 1\n" not in str(caught.value)
