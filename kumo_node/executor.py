@@ -46,34 +46,47 @@ class Executor(Protocol):
 class SubprocessExecutor:
     """Runs commands for real, in the C locale and without standard input.
 
-    :param timeout: seconds after which a command is killed and reported as unknown.
+    :param timeout: seconds after which a command is ended and reported as unknown.
+    :param grace: seconds between asking it to end and killing it. LVM holds signals back while
+        it has devices suspended; killed then, it leaves them suspended.
     """
 
-    def __init__(self, timeout: float = 120) -> None:
+    def __init__(self, timeout: float = 120, grace: float = 5) -> None:
         self.timeout = timeout
+        self.grace = grace
         # LVM complains on stderr about every descriptor it inherits.
         self.env = dict(os.environ, LC_ALL="C", LVM_SUPPRESS_FD_WARNINGS="1")
 
     def run(self, *argv: str) -> str:
         start = time.monotonic()
         try:
-            done = subprocess.run(
+            process = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=self.timeout,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 env=self.env,
-                check=False,
                 text=True,
                 errors="replace",
             )
-        except subprocess.TimeoutExpired as error:
-            raise CommandError(argv, None, f"no end after {self.timeout} s") from error
         except OSError as error:
             raise CommandError(argv, None, f"cannot be started: {error}") from error
+        with process:
+            out, err = self._wait(process, argv)
         LOG.debug(
-            "%s: exit %d after %.2f s", " ".join(argv), done.returncode, time.monotonic() - start
+            "%s: exit %d after %.2f s", " ".join(argv), process.returncode, time.monotonic() - start
         )
-        if done.returncode != 0:
-            raise CommandError(argv, done.returncode, done.stderr or done.stdout)
-        return done.stdout
+        if process.returncode != 0:
+            raise CommandError(argv, process.returncode, err or out)
+        return out
+
+    def _wait(self, process: subprocess.Popen[str], argv: Sequence[str]) -> tuple[str, str]:
+        try:
+            return process.communicate(timeout=self.timeout)
+        except subprocess.TimeoutExpired as error:
+            process.terminate()
+            try:
+                process.communicate(timeout=self.grace)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise CommandError(argv, None, f"no end after {self.timeout} s") from error

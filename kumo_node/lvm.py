@@ -285,6 +285,10 @@ class Lvm:
             part = names[start : start + _ACTIVATE_AT_ONCE]
             self._change("lvchange", "-ay", "-K", *(f"{self.vg}/{name}" for name in part))
 
+    def resume(self, name: str) -> None:
+        """Reload and resume a volume, and its pool, that a killed command left suspended."""
+        self._change("lvchange", "--refresh", f"{self.vg}/{name}", f"{self.vg}/{self.pool_name}")
+
     # Devices.
 
     def device(self, name: str) -> str:
@@ -293,6 +297,15 @@ class Lvm:
 
     def is_active(self, name: str) -> bool:
         return os.path.exists(self.device(name))
+
+    def is_suspended(self, name: str) -> bool:
+        """True when I/O to an active volume waits (Documentation/ABI/testing/sysfs-block-dm)."""
+        device = os.path.basename(os.path.realpath(self.device(name)))
+        path = self.sys_root / "class" / "block" / device / "dm" / "suspended"
+        try:
+            return path.read_text().strip() == "1"
+        except FileNotFoundError:
+            return False
 
     def block(self, name: str) -> tuple[int, int]:
         """Size in bytes and logical block size of an active volume, from sysfs.

@@ -93,8 +93,6 @@ class Replicas:
             raise errors.InvalidInputError(f"The node has no pool {wanted.pool!r}")
         if wanted.source_replica and wanted.source_snapshot:
             raise errors.InvalidInputError("source names a snapshot and a replica; give one")
-        if wanted.array_name and len(wanted.array_name.encode()) > 32:
-            raise errors.InvalidInputError("array.name has more than 32 bytes")
         return wanted
 
     def _compare(self, uuid: str, record: ReplicaRecord, wanted: ReplicaRecord) -> None:

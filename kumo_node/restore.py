@@ -9,6 +9,7 @@ except a resize and a removal, which are finished.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import threading
 from collections.abc import Callable, Mapping
 
@@ -31,18 +32,21 @@ class Seen:
 
     :ivar active: names of the volumes that have a device node.
     :ivar complete: keys of the exports whose kernel side is as it should be.
+    :ivar suspended: uuids of replicas to which I/O waits.
     :ivar tags: tags of all volumes by name; None when LVM was not asked.
     """
 
     active: frozenset[str]
     complete: frozenset[str]
     tags: Mapping[str, frozenset[str]] | None = None
+    suspended: frozenset[str] = frozenset()
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
     """What is to be done, in this order."""
 
+    resume: tuple[str, ...] = ()
     undo_exports: tuple[str, ...] = ()
     undo_snapshots: tuple[str, ...] = ()
     undo_replicas: tuple[str, ...] = ()
@@ -65,6 +69,7 @@ def plan(data: Data, seen: Seen) -> Plan:
     lost = [uuid for uuid in inactive if not _is_there(data, seen, uuid)]
     usable = {uuid for uuid, record in data.replicas.items() if record.state == READY} - set(lost)
     return Plan(
+        resume=tuple(uuid for uuid in data.replicas if uuid in seen.suspended),
         undo_exports=tuple(k for k, e in data.exports.items() if e.state != READY),
         undo_snapshots=tuple(u for u, s in data.snapshots.items() if s.state != READY),
         undo_replicas=tuple(u for u, r in data.replicas.items() if r.state != READY),
@@ -110,6 +115,7 @@ class Restore:
         self.exports = exports
         self.interval = interval
         self.pool_interval = pool_interval
+        self._told: frozenset[str] = frozenset()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -156,7 +162,10 @@ class Restore:
         tags = None
         if len(active) < len(names):
             tags = {name: volume.tags for name, volume in self.ctx.lvm.volumes().items()}
-        return Seen(active, complete, tags)
+        suspended = frozenset(
+            uuid for uuid in data.replicas if self.ctx.lvm.is_suspended(replica_name(uuid))
+        )
+        return Seen(active, complete, tags, suspended)
 
     # Act.
 
@@ -166,6 +175,8 @@ class Restore:
             f"Replica {uuid} is recorded and its logical volume does not exist"
             for uuid in todo.lost
         ]
+        for uuid in todo.resume:
+            self._try(problems, self._resume, uuid)
         for key in todo.undo_exports:
             self._try(problems, self._undo_export, key)
         for uuid in todo.undo_snapshots:
@@ -179,7 +190,9 @@ class Restore:
         for key in todo.apply_exports:
             self._try(problems, self._apply_export, key)
         for problem in problems:
-            LOG.error("%s", problem)
+            # Once; a round comes every few seconds.
+            LOG.log(logging.DEBUG if problem in self._told else logging.ERROR, "%s", problem)
+        self._told = frozenset(problems)
         return problems
 
     def _try(self, problems: list[str], act: Callable, what: object) -> None:
@@ -195,6 +208,14 @@ class Restore:
         self.ctx.lvm.activate(names)
 
     # A verb may have changed the record since it was planned for: each looks again, under its lock.
+
+    def _resume(self, uuid: str) -> None:
+        # A snapshot suspends its origin for a moment, under the lock of the replica; what is
+        # suspended while nobody has the lock was left by a command that was killed.
+        with self.ctx.locks.hold(replica_lock(uuid), wait=False):
+            if self.ctx.lvm.is_suspended(replica_name(uuid)):
+                LOG.warning("Replica %s was left suspended; resuming it", uuid)
+                self.ctx.lvm.resume(replica_name(uuid))
 
     def _undo_export(self, key: str) -> None:
         record = self.ctx.spec.data.exports.get(key)

@@ -126,6 +126,12 @@ class FakeHost:
         """A volume that somebody else made."""
         self._new_lv(self.vgs[vg], name, size, set(tags), "thin")
 
+    def suspend(self, name, vg="kumo", value="1"):
+        """I/O to a volume waits, or not any more."""
+        path = self.root / "sys/class/block" / f"dm-{self.lv(name, vg).number}" / "dm/suspended"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(value + "\n")
+
     # Running.
 
     def run(self, *argv):
@@ -402,12 +408,14 @@ class FakeHost:
         return ""
 
     def _cmd_lvchange(self, args):
-        _options, paths = self._common(args, flags={"-ay", "-K"})
+        options, paths = self._common(args, flags={"-ay", "-K", "--refresh"})
         missing = []
         for path in paths:
             vg_name, _, name = path.partition("/")
             vg = self._vg(vg_name)
-            if name in vg.lvs:
+            if name in vg.lvs and "--refresh" in options:
+                self.suspend(name, vg_name, "0")
+            elif name in vg.lvs:
                 self._activate(vg, vg.lvs[name])
             else:
                 missing.append(path)

@@ -252,6 +252,29 @@ def test_a_replica_whose_volume_is_gone_is_told_and_kept_on_record(machine, node
         machine.node.exports.put(R1, export("nqn.2014-08.org.nvmexpress:uuid:x"))
 
 
+def test_a_volume_that_a_killed_command_left_suspended_is_resumed(machine, node, caplog):
+    for uuid in (R1, R2):
+        node.replicas.put(uuid, replica())
+    machine.host.suspend(f"r-{R1}")
+    with node.ctx.locks.hold(f"replica {R1}"):
+        assert node.restore.round() == []
+        assert node.ctx.lvm.is_suspended(f"r-{R1}")
+    start = len(machine.host.log)
+    assert node.restore.round() == []
+    assert not node.ctx.lvm.is_suspended(f"r-{R1}")
+    assert [line.split()[0] for line in machine.host.log[start:]] == ["lvchange"]
+    assert "left suspended" in caplog.text
+
+
+def test_a_problem_that_stays_is_told_once(machine, node, caplog):
+    node.replicas.put(R1, replica())
+    machine.reboot()
+    del machine.host.vgs["kumo"].lvs[f"r-{R1}"]
+    for _ in range(2):
+        machine.start() if machine.node is None else machine.node.restore.round()
+    assert caplog.text.count("does not exist") == 1
+
+
 def test_activation_that_fails_is_tried_again(machine, node):
     node.replicas.put(R1, replica())
     node.exports.put(R1, export())

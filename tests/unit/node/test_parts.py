@@ -25,44 +25,79 @@ TCP = NodePortal("tcp", "10.77.0.11")
 # Executor.
 
 
-def run_as(monkeypatch, result):
+class Process:
+    """A process as subprocess.Popen gives it. ``ends``: what each wait for its end brings."""
+
+    def __init__(self, returncode=0, out="", err="", ends=()):
+        self.returncode, self.out, self.err, self.ends = returncode, out, err, list(ends)
+        self.signals = []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *args):
+        return None
+
+    def communicate(self, timeout=None):
+        self.timeout = timeout
+        if self.ends and self.ends.pop(0) == "late":
+            raise subprocess.TimeoutExpired("lvs", timeout)
+        return self.out, self.err
+
+    def terminate(self):
+        self.signals.append("TERM")
+
+    def kill(self):
+        self.signals.append("KILL")
+
+
+def run_as(monkeypatch, process):
     seen = {}
 
-    def run(argv, **kwargs):
+    def popen(argv, **kwargs):
         seen.update(kwargs, argv=argv)
-        if isinstance(result, BaseException):
-            raise result
-        return result
+        if isinstance(process, BaseException):
+            raise process
+        return process
 
-    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "Popen", popen)
     return seen
 
 
 def test_commands_run_in_the_c_locale_without_input(monkeypatch):
-    seen = run_as(monkeypatch, subprocess.CompletedProcess([], 0, "out", "a warning"))
+    process = Process(0, "out", "a warning")
+    seen = run_as(monkeypatch, process)
     assert SubprocessExecutor(7).run("lvs", "kumo") == "out"
     assert seen["argv"] == ("lvs", "kumo")
     assert seen["env"]["LC_ALL"] == "C"
     assert seen["stdin"] is subprocess.DEVNULL
-    assert seen["timeout"] == 7
+    assert process.timeout == 7
 
 
 @pytest.mark.parametrize(
-    ("result", "definite", "text"),
+    ("process", "definite", "text", "signals"),
     [
-        (subprocess.CompletedProcess([], 5, "", "no such group\n"), True, "no such group"),
-        (subprocess.CompletedProcess([], 5, "said on stdout", ""), True, "said on stdout"),
-        (subprocess.CompletedProcess([], -9, "", ""), False, ""),
-        (subprocess.TimeoutExpired("lvs", 7), False, "no end after 7 s"),
-        (FileNotFoundError("lvs"), False, "cannot be started"),
+        (Process(5, "", "no such group\n"), True, "no such group", []),
+        (Process(5, "said on stdout", ""), True, "said on stdout", []),
+        (Process(-9), False, "", []),
+        (Process(ends=["late", "ends"]), False, "no end after 7 s", ["TERM"]),
+        (Process(ends=["late", "late"]), False, "no end after 7 s", ["TERM", "KILL"]),
     ],
 )
-def test_only_an_exit_code_is_a_definite_no(monkeypatch, result, definite, text):
-    run_as(monkeypatch, result)
+def test_only_an_exit_code_is_a_definite_no(monkeypatch, process, definite, text, signals):
+    run_as(monkeypatch, process)
     with pytest.raises(CommandError) as caught:
         SubprocessExecutor(7).run("lvs")
     assert caught.value.definite is definite
     assert text in caught.value.stderr
+    assert process.signals == signals
+
+
+def test_a_command_that_is_not_there_is_no_answer(monkeypatch):
+    run_as(monkeypatch, FileNotFoundError("lvs"))
+    with pytest.raises(CommandError, match="cannot be started") as caught:
+        SubprocessExecutor(7).run("lvs")
+    assert not caught.value.definite
 
 
 # Locks.

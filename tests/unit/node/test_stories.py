@@ -220,8 +220,6 @@ def test_wishes_that_contradict_what_is(machine, node):
          errors.NotExistsError),
         (lambda: node.replicas.put(R2, replica(16, source=ReplicaSource(snapshot=S1, replica=R1))),
          errors.InvalidInputError),
-        (lambda: node.replicas.put(R2, replica(16, array=ArrayIdentity(uuid=R2, name="ü" * 20))),
-         errors.InvalidInputError),
         (lambda: node.exports.put(R1, export(io_class="replicated")), errors.ConflictError),
         (lambda: node.exports.put(R2, export()), errors.NotExistsError),
         (lambda: node.exports.put(R1, export("nqn.x/../../../etc")), errors.InvalidInputError),
