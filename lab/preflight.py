@@ -53,9 +53,14 @@ class Plan:
         return cls(directories={cache: _CACHE_GIB})
 
     @classmethod
-    def lab(cls, machines_mib: int, openstack: bool, cache: Path, state: Path) -> Plan:
-        """A running lab, with its image."""
-        return cls(machines_mib, openstack, {cache: _CACHE_GIB, state: _STATE_GIB})
+    def lab(
+        cls, machines_mib: int, openstack: bool, state: Path, cache: Path | None = None
+    ) -> Plan:
+        """A running lab; ``cache`` only if the image is still to be made."""
+        directories = {state: _STATE_GIB}
+        if cache is not None:
+            directories[cache] = _CACHE_GIB
+        return cls(machines_mib, openstack, directories)
 
     @property
     def memory_mib(self) -> int:
@@ -71,7 +76,7 @@ class Plan:
         if self.machines_mib:
             found |= MACHINE_PROGRAMS
         if self.openstack:
-            found |= OPENSTACK_PROGRAMS
+            found |= MACHINE_PROGRAMS | OPENSTACK_PROGRAMS
         return found
 
 
