@@ -15,7 +15,7 @@ from oslo_config import cfg
 from oslo_log import log
 
 from kumo_client import errors
-from kumo_provisioner import app, auth, conf, init, logs, nodes
+from kumo_provisioner import app, auth, conf, init, logs, nodes, server
 from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
 
@@ -76,21 +76,23 @@ def _serve(options: cfg.ConfigOpts) -> None:
     core = Core.make(options)
     if core.db.is_sqlite:
         core.db.upgrade()
-    server = options.server
-    LOG.info("Serving on %s port %s", server.listen_address, server.listen_port)
+    listen = options.server
+    LOG.info("Serving on %s port %s", listen.listen_address, listen.listen_port)
+    config = uvicorn.Config(
+        app.make(core, tokens),
+        host=listen.listen_address,
+        port=listen.listen_port,
+        ssl_certfile=certificate,
+        ssl_keyfile=key,
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=5,
+    )
     try:
-        uvicorn.run(
-            app.make(core, tokens),
-            host=server.listen_address,
-            port=server.listen_port,
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-            access_log=False,
-            log_config=None,
-            server_header=False,
-            timeout_keep_alive=KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=int(2 * options.nodes.budget) + 5,
-        )
+        # A request may need two calls to a node in a row.
+        server.serve(config, patience=2 * options.nodes.budget + listen.lock_timeout)
     finally:
         core.close()
 

@@ -17,6 +17,7 @@ from kumo_client import errors
 from kumo_client.api.provisioner import Provisioner
 from kumo_client.schemas.backend import Backend, BackendCreate
 from kumo_client.session import Session
+from kumo_provisioner import init
 from tests.fakes.fleet import ADDRESS, FakeNode, Fleet
 
 START_SECONDS = 30.0
@@ -27,13 +28,6 @@ TEST_OPTIONS = {
     "server": {"lock_timeout": "5", "listen_address": ADDRESS},
     "DEFAULT": {"debug": "true"},
 }
-
-
-def run_init(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "kumo_provisioner.main", "init", "--directory", str(directory)]
-    return subprocess.run(
-        [*command, *arguments], check=True, capture_output=True, text=True, timeout=60
-    )
 
 
 class ProvisionerProcess:
@@ -47,7 +41,7 @@ class ProvisionerProcess:
         with socket.socket() as probe:
             probe.bind((ADDRESS, 0))
             self.port: int = probe.getsockname()[1]
-        run_init(directory, "--address", ADDRESS, "--node", ADDRESS, "--port", str(self.port))
+        init.make(directory, [ADDRESS], [ADDRESS], self.port)
         self.url = f"https://{ADDRESS}:{self.port}"
         self.ca_file = str(directory / "ca.pem")
         self.token = (directory / "admin.token").read_text().strip()
