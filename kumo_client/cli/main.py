@@ -69,7 +69,7 @@ def main(
     args = build_parser().parse_args(argv)
     _set_up_logging(args.debug)
     try:
-        with request_id.use(None):
+        with request_id.use(None) as rid:
             _run(args, os.environ if environ is None else environ, transport)
             sys.stdout.flush()
     except errors.ConfigError as exc:
@@ -79,8 +79,7 @@ def main(
         place = ".".join(str(part) for part in first["loc"])
         return _fail(USAGE, f"{place}: {first['msg']}")
     except errors.KumoError as exc:
-        suffix = f" (request {exc.request_id})" if exc.request_id else ""
-        return _fail(FAILED, f"{exc}{suffix}")
+        return _fail(FAILED, f"{exc} (request {exc.request_id or rid})")
     except BrokenPipeError:
         # The reader, such as head, has seen enough. Without this Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,6 +20,8 @@ from kumo_client.schemas.common import WireModel
 M = TypeVar("M", bound=WireModel)
 
 FORMATS = ("table", "json")
+_NO_LIMIT = 1_000_000
+_LEAST_TERMINAL_COLUMNS = 80
 # Fields that hold ms since the epoch.
 _TIMES = frozenset({"lastProbTime", "lastProbeTime", "timestamp"})
 
@@ -57,7 +59,7 @@ def show_one(item: WireModel, output_format: str) -> None:
     for name, value in item.wire().items():
         value = when(value) if name in _TIMES else value
         table.add_row(_cell(name), _cell(value))
-    _print_table(table)
+    _print_table(table, fold=True)
 
 
 def when(milliseconds: int) -> str:
@@ -102,12 +104,17 @@ def _inline(value: Any) -> str:
     return _words(value)
 
 
-def _print_table(table: Table) -> None:
-    """Print at the width of the terminal, or of the table where there is none or it is narrower."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=False, markup=False, emoji=False)
-    wide = console.options.update(max_width=100_000)
-    needed = Measurement.get(console, wide, table)
-    console.width = max(console.width, needed.minimum) if console.is_terminal else needed.maximum
+def _print_table(table: Table, *, fold: bool = False) -> None:
+    """Print at the full width of the table, so that no identifier is cut or broken.
+
+    :param fold: long values may be folded to the width of a terminal, if it has a usable one.
+    """
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False)
+    wide = console.options.update(max_width=_NO_LIMIT)
+    needed = Measurement.get(console, wide, table).maximum
+    if fold and console.is_terminal:
+        needed = min(needed, max(console.width, _LEAST_TERMINAL_COLUMNS))
+    console.width = needed
     console.print(table)
 
 
