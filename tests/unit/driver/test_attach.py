@@ -9,11 +9,10 @@ from cinder import exception
 from os_brick.initiator.connectors import nvmeof
 
 from kumo_client import naming
-from tests.unit.driver import kumoscale
-from tests.unit.driver.conftest import make_attachment, make_connector
+from tests.unit.driver import builders, kumoscale
 from tests.unit.driver.kumoscale import Refused
 
-ONE, TWO = make_connector("compute-1"), make_connector("compute-2")
+ONE, TWO = builders.connector("compute-1"), builders.connector("compute-2")
 SEQUENCE = ["POST /host_probe", "POST /publish", "GET /volumes/*", "GET /targets"]
 
 
@@ -140,8 +139,8 @@ def test_no_connector_means_every_host(any_driver, make_volume):
         any_driver.initialize_connection(volume, host)
     any_driver.initialize_connection(other, ONE)
     volume.volume_attachment.objects = [
-        make_attachment(volume.id, ONE),
-        make_attachment(volume.id, TWO),
+        builders.attachment(volume.id, ONE),
+        builders.attachment(volume.id, TWO),
     ]
     assert any_driver.terminate_connection(volume, None, force=True) is False
     assert any_driver.server.published == {(ONE["uuid"], other.id)}

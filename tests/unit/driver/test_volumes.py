@@ -7,11 +7,10 @@ import pytest
 import requests
 from cinder import exception
 
-from tests.unit.driver import kumoscale
-from tests.unit.driver.conftest import make_connector
+from tests.unit.driver import builders, kumoscale
 from tests.unit.driver.kumoscale import Refused
 
-HOST = make_connector("compute-1")
+HOST = builders.connector("compute-1")
 
 
 @pytest.fixture
