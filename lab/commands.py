@@ -62,17 +62,17 @@ def up(options: Namespace) -> int:
 def status(options: Namespace) -> int:
     """Show machines and services."""
     lab = _load(options)
-    console = Progress().console
+    progress = Progress()
     table = Table("machine", "role", "address", "state")
     for machine in lab.machines.values():
         table.add_row(machine.name, machine.role, machine.address, machine.state())
-    console.print(table)
+    progress.show(table)
     services = Table("process", "pid", "state")
     for name in lab.processes.names():
         pid = lab.processes.pid(name)
         services.add_row(name, str(pid or ""), "running" if pid else "ended")
-    console.print(services)
-    console.print(f"namespace {lab.netns}, files in {lab.state_dir}")
+    progress.show(services)
+    progress.show(f"namespace {lab.netns}, files in {lab.state_dir}")
     return 0
 
 
@@ -138,7 +138,7 @@ def scenarios(_options: Namespace) -> int:
     for name in registry.names():
         scenario = registry.get(name)
         table.add_row(name, str(scenario.needs), scenario.summary)
-    Progress().console.print(table)
+    Progress().show(table)
     return 0
 
 
@@ -180,7 +180,7 @@ def _run(options: Namespace, chosen: list[Scenario]) -> int:
         try:
             passed = runner.run(chosen)
         finally:
-            progress.console.print(summary(runner.outcomes))
+            progress.show(summary(runner.outcomes))
     return 0 if passed else 1
 
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import Progress as Bar
 from rich.progress import SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -48,7 +48,16 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Print one line."""
-        self._print(escape(text))
+        self.show(escape(text))
+
+    def show(self, what: RenderableType) -> None:
+        """Print a table or text with rich markup."""
+        try:
+            self.console.print(what)
+        except (OSError, SystemExit):
+            # The reader of our output is gone (rich turns a broken pipe into SystemExit). What we
+            # do, above all taking a lab down, must not stop for that.
+            self.console = Console(quiet=True)
 
     @contextlib.contextmanager
     def task(self, text: str) -> Iterator[Task]:
@@ -77,15 +86,7 @@ class Progress:
             self._end("[green]ok[/]    ", text, self._clock() - begin)
 
     def _end(self, mark: str, text: str, seconds: float) -> None:
-        self._print(f"{mark} {seconds:7.1f} s  {escape(text)}")
-
-    def _print(self, text: str) -> None:
-        try:
-            self.console.print(text)
-        except (OSError, SystemExit):
-            # The reader of our output is gone (rich turns a broken pipe into SystemExit). What we
-            # do, above all taking a lab down, must not stop for that.
-            self.console = Console(quiet=True)
+        self.show(f"{mark} {seconds:7.1f} s  {escape(text)}")
 
     @contextlib.contextmanager
     def _plain(self, text: str) -> Iterator[Task]:

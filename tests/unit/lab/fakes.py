@@ -104,7 +104,8 @@ class Screen(Progress):
 
     def __init__(self, clock, terminal=False):
         self.buffer = io.StringIO()
-        super().__init__(Console(file=self.buffer, force_terminal=terminal, width=200), clock)
+        console = Console(file=self.buffer, force_terminal=terminal, width=200, highlight=False)
+        super().__init__(console, clock)
 
     @property
     def text(self):
