@@ -14,6 +14,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -97,6 +98,47 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
+class Tools:
+    """Runs the services' own tools from several threads, until it is cancelled."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: list[subprocess.Popen[str]] = []
+        self._cancelled = False
+
+    def run(self, arguments: list[str], env: dict[str, str], cwd: Path) -> None:
+        """Run Python with ``arguments`` to its end.
+
+        :raises PristineError: it failed, or was cancelled.
+        """
+        with self._lock:
+            if self._cancelled:
+                raise PristineError(f"{' '.join(arguments)} was cancelled")
+            process = subprocess.Popen(
+                [sys.executable, *arguments],
+                env=env,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            self._running.append(process)
+        output, _ = process.communicate()
+        with self._lock:
+            self._running.remove(process)
+        if process.returncode:
+            tail = "\n".join(output.splitlines()[-20:])
+            raise PristineError(f"{' '.join(arguments)} failed with {process.returncode}:\n{tail}")
+
+    def cancel(self) -> None:
+        """End what runs and start nothing more."""
+        with self._lock:
+            self._cancelled = True
+            for process in self._running:
+                process.kill()
+
+
 def _build(scratch: Path, report: Report) -> None:
     settings = config.Settings.new(keystone.PLACEHOLDER, scratch)
     keystone_conf = keystone.write_config(settings)
@@ -123,12 +165,19 @@ def _build(scratch: Path, report: Report) -> None:
 
     def run(name: str) -> None:
         for arguments in jobs[name]:
-            _run(arguments, env, scratch)
+            tools.run(arguments, env, scratch)
         _settle(settings.database(name))
         report(f"database of {name} ready")
 
+    tools = Tools()
     with ThreadPoolExecutor(len(jobs)) as pool:
-        list(pool.map(run, jobs))
+        try:
+            for done in [pool.submit(run, name) for name in jobs]:
+                done.result()
+        except BaseException:
+            # An interrupt too: without this the pool would wait for every tool to end.
+            tools.cancel()
+            raise
 
 
 def _script(name: str) -> str:
@@ -138,15 +187,6 @@ def _script(name: str) -> str:
 def _environment(settings: config.Settings) -> dict[str, str]:
     env = config.service_environment(settings)
     return {**env, "OS_KEYSTONE_CONFIG_DIR": str(settings.state_dir / "keystone")}
-
-
-def _run(arguments: list[str], env: dict[str, str], cwd: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, *arguments], env=env, cwd=cwd, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        tail = "\n".join((done.stdout + done.stderr).splitlines()[-20:])
-        raise PristineError(f"{' '.join(arguments)} failed with {done.returncode}:\n{tail}")
 
 
 def _settle(database: Path) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import queue
 import sqlite3
-import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import bcrypt
 import pytest
@@ -50,6 +52,10 @@ class Migrations:
             make_database(cwd / "db/keystone.db")
 
 
+def use(monkeypatch, migrations):
+    monkeypatch.setattr(pristine.Tools, "run", lambda tools, *arguments: migrations(*arguments))
+
+
 @given(st.dictionaries(st.text("abc", min_size=1), st.text("123.", min_size=1), min_size=1))
 def test_cache_key_depends_on_content_not_order(versions):
     backwards = dict(reversed(list(versions.items())))
@@ -68,7 +74,7 @@ def test_missing_service_says_what_to_install(monkeypatch):
 
 def test_databases_are_made_once_and_then_only_copied(settings, monkeypatch):
     migrations, said = Migrations(), []
-    monkeypatch.setattr(pristine, "_run", migrations)
+    use(monkeypatch, migrations)
 
     first = pristine.provide(said.append)
     count = len(migrations.calls)
@@ -82,12 +88,12 @@ def test_databases_are_made_once_and_then_only_copied(settings, monkeypatch):
 
 
 def test_failed_migration_leaves_nothing_and_can_be_tried_again(settings, monkeypatch):
-    monkeypatch.setattr(pristine, "_run", Migrations(fail="glance-manage"))
+    use(monkeypatch, Migrations(fail="glance-manage"))
     with pytest.raises(pristine.PristineError, match="glance-manage failed"):
         pristine.provide(print)
     assert [path.name for path in (config.cache_root() / "openstack").iterdir()] == ["lock"]
 
-    monkeypatch.setattr(pristine, "_run", Migrations())
+    use(monkeypatch, Migrations())
     assert pristine.provide(print).is_dir()
 
 
@@ -117,15 +123,55 @@ def test_database_without_a_service_user_is_refused(settings, tmp_path):
         keystone.personalise(tmp_path / "k.db", settings.address, settings.passwords)
 
 
-def test_failed_tool_is_reported_with_the_end_of_its_output(settings, monkeypatch, tmp_path):
-    output = "\n".join(f"line {number}" for number in range(40))
+class FakePopen:
+    """A tool that ends with ``code``, or runs until it is killed."""
 
-    def run(argv, **options):
-        return subprocess.CompletedProcess(argv, 3, output, "the reason\n")
+    code, killed = 3, None
 
-    monkeypatch.setattr(pristine.subprocess, "run", run)
+    def __init__(self, argv, **options):
+        self.argv, self.returncode = argv, None
+        self.killed = threading.Event()
+        started.put(self)
+
+    def communicate(self):
+        if self.code is None:
+            assert self.killed.wait(10)
+            self.returncode = -9
+        else:
+            self.returncode = self.code
+        return "\n".join([*(f"line {number}" for number in range(40)), "the reason"]), None
+
+    def kill(self):
+        self.killed.set()
+
+
+started = queue.Queue()
+
+
+@pytest.fixture
+def fake_popen(monkeypatch):
+    monkeypatch.setattr(pristine.subprocess, "Popen", FakePopen)
+    return FakePopen
+
+
+def test_failed_tool_is_reported_with_the_end_of_its_output(fake_popen, tmp_path):
     with pytest.raises(pristine.PristineError) as caught:
-        pristine._run(["tool", "db", "sync"], {}, tmp_path)
+        pristine.Tools().run(["tool", "db", "sync"], {}, tmp_path)
     assert str(caught.value).startswith("tool db sync failed with 3:")
-    assert "the reason" in str(caught.value)
+    assert str(caught.value).endswith("the reason")
     assert "line 1\n" not in str(caught.value)
+    started.get_nowait()
+
+
+def test_cancel_ends_what_runs_and_starts_nothing_more(fake_popen, monkeypatch, tmp_path):
+    monkeypatch.setattr(fake_popen, "code", None)
+    tools = pristine.Tools()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(tools.run, ["tool"], {}, tmp_path)
+        started.get(timeout=10)
+        tools.cancel()
+        with pytest.raises(pristine.PristineError, match="failed with -9"):
+            running.result()
+    with pytest.raises(pristine.PristineError, match="was cancelled"):
+        tools.run(["next"], {}, tmp_path)
+    assert started.empty()
