@@ -80,9 +80,7 @@ def _load(path: str, what: str, load: Callable[[ssl.SSLContext], None]) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         load(context)
-    except PermissionError:
-        raise errors.ConfigError(f"the {what} {path} cannot be read by this user") from None
-    except (OSError, ValueError) as exc:
+    except OSError as exc:
         raise errors.ConfigError(f"the {what} {path} cannot be used: {exc}") from exc
 
 

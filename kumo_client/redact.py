@@ -15,7 +15,12 @@ HIDDEN = "***"
 # form also keeps requests from quoting the header in an InvalidHeader exception.
 TOKEN_FORM = re.compile(r"[A-Za-z0-9._~+/-]+=*")
 
-_BEARER = re.compile(r"(?i)\b(bearer|basic)(\s+|\\?[\"']?\s*[:=]\s*)[A-Za-z0-9._~+/=-]+")
+_HEADER = re.compile(
+    r"(?i)(authorization[\\\"']{0,4}\s{0,4}[:=]\s{0,4}[\\\"']{0,4}(?:(?:bearer|basic)\s{1,4})?)"
+    r"[^\s,;\\\"']+"
+)
+# Not the words of a sentence about bearer tokens.
+_BEARER = re.compile(r"(?i)\b(bearer\s{1,4})(?!tokens?\b)[A-Za-z0-9._~+/=-]+")
 _SECRET_KEY = re.compile(r"(?i)token|password|passwd|secret|authorization|private|dhchap|psk")
 # The repetitions are bounded: bodies of megabytes pass through here.
 _ASSIGNMENT = re.compile(
@@ -29,8 +34,9 @@ def text(value: str, secrets: Iterable[str] = ()) -> str:
     for secret in sorted(secrets, key=len, reverse=True):
         if secret:
             value = value.replace(secret, HIDDEN)
-    value = _BEARER.sub(rf"\1 {HIDDEN}", value)
-    return _ASSIGNMENT.sub(rf"\1{HIDDEN}", value)
+    for pattern in (_HEADER, _BEARER, _ASSIGNMENT):
+        value = pattern.sub(rf"\1{HIDDEN}", value)
+    return value
 
 
 def known(value: Any, secrets: Iterable[str]) -> Any:

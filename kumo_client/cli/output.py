@@ -99,6 +99,9 @@ def _words(value: Any) -> str:
 
 
 def _inline(value: Any) -> str:
+    if isinstance(value, dict) and "persistentID" in value:
+        # A node inside a replica: the name says enough, and JSON has the rest.
+        return str(value.get("name") or value["persistentID"] or "?")
     if isinstance(value, (dict, list)):
         return json.dumps(value, ensure_ascii=False)
     return _words(value)

@@ -115,6 +115,15 @@ def test_show(kumo, noun, names, server):
     assert all(field in out for field in item.wire())
 
 
+@pytest.mark.usefixtures("filled")
+def test_a_volume_shows_a_line_for_each_replica(kumo, server):
+    _, out, _ = kumo("volume", "show", V1)
+    for number, location in enumerate(server.volumes[V1].location, start=1):
+        (line,) = [line for line in out.splitlines() if location.uuid in line]
+        assert f"backend=node-{number}, replicaState=Available" in line
+        assert len(line) < 150
+
+
 def test_empty_lists(kumo):
     code, out, _ = kumo("volume", "list")
     assert code == 0

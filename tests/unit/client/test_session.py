@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Repeats, failover and budget."""
 
+import certifi
 import pytest
 
 from kumo_client import errors, request_id
@@ -165,6 +166,12 @@ def test_a_call_may_have_a_budget_of_its_own(network, connect, clock):
         connect(A).request("GET", "/x", budget=3)
     assert clock.now - began == pytest.approx(3, abs=0.2)
     assert network.requests[0].timeout == (3, 3)
+
+
+def test_the_ca_file_is_used(network, connect):
+    network.servers[A] = Script(GOOD)
+    connect(ca_file=certifi.where()).request("GET", "/x")
+    assert network.verified == [("CERT_REQUIRED", certifi.where(), None)]
 
 
 def test_service_that_comes_back_is_found_again(network, connect):
