@@ -101,7 +101,6 @@ class Runner:
         self._progress.say(f"\n{scenario.name}: {scenario.summary}")
         begin = self._clock()
         context = None
-        self._lab = None
         failure = evidence = None
         try:
             self._lab = self._fit_lab(scenario.needs)
@@ -126,7 +125,8 @@ class Runner:
     def _fit_lab(self, needs: Needs) -> Lab:
         """The running lab if it can be shared, else a new one, never smaller than that was."""
         if self._labs.exists(self._name):
-            lab = self._labs.load(self._name)
+            # The same object as before: a guest's agent serves one connection at a time.
+            lab = self._lab or self._labs.load(self._name)
             has = _machines(lab)
             enough = has.storage >= needs.storage and has.compute >= needs.compute
             if enough and self._fit(lab):
@@ -150,7 +150,8 @@ class Runner:
     def _down(self) -> None:
         if self._labs.exists(self._name):
             with self._progress.step("taking the lab down"):
-                self._labs.load(self._name).down()
+                (self._lab or self._labs.load(self._name)).down()
+        self._lab = None
         self._ours = True
 
 

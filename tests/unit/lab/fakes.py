@@ -171,6 +171,7 @@ class Labs:
         self.directory = directory
         self.found = {}
         self.events = []
+        self.loaded = []
         self.broken = None
         self.stuck = False
 
@@ -180,6 +181,7 @@ class Labs:
     def load(self, name):
         if name not in self.found:
             raise LabError(f"there is no lab {name!r}", "kumo-lab up")
+        self.loaded.append(name)
         return self.found[name]
 
     def up(self, name, *, storage, compute, progress, kernel):

@@ -59,6 +59,7 @@ def test_scenarios_share_one_lab_which_is_gone_at_the_end(runner, labs, clock):
     assert r.run([scenario("a", Needs(3, 2), run), scenario("b", Needs(1, 1), run)])
     assert labs.events == ["up t 3+2", "down t"]
     assert seen[0] == seen[1]
+    assert labs.loaded == []
     assert [(o.scenario, o.steps, o.seconds, o.error) for o in r.outcomes] == [
         ("a", 1, 2.0, None),
         ("b", 1, 2.0, None),
@@ -74,6 +75,7 @@ def test_a_lab_that_was_there_is_used_and_left(runner, labs, screen):
     up(labs, screen)
     assert runner().run([scenario()])
     assert labs.events == []
+    assert labs.loaded == ["t"]
     assert labs.exists("t")
 
 
