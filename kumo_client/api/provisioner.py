@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 import uuid as uuidlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kumo_client import errors
 from kumo_client.api import same
@@ -76,8 +76,16 @@ class Provisioner:
         :raises NoGroupsError: it has no pool.
         """
 
-        self._create("/backends", create, lambda: same.backend(create, self._registered(create)))
-        return self._registered(create)
+        answer = self._create(
+            "/backends", create, lambda: same.backend(create, self._registered(create))
+        )
+        if isinstance(answer, dict) and "persistentID" in answer:
+            return model(Backend, answer)
+        # KumoScale answers with the status alone.
+        try:
+            return self._registered(create)
+        except errors.NotExistsError as exc:
+            raise errors.ProtocolError(f"registered, but {exc.message}") from exc
 
     def backends(self) -> list[Backend]:
         """All storage nodes."""
@@ -268,9 +276,10 @@ class Provisioner:
         path: str,
         create: WireModel,
         difference: Callable[[], str | None],
-    ) -> None:
+    ) -> Any:
+        """The answer, or ``None`` when an earlier try of this call made what is asked."""
         try:
-            self.session.request("POST", path, json=create.wire(), idempotent=True)
+            return self.session.request("POST", path, json=create.wire(), idempotent=True)
         except errors.AlreadyExistsError as exc:
             if not exc.repeated:
                 raise
@@ -287,6 +296,7 @@ class Provisioner:
                     details=exc.details,
                     request_id=exc.request_id,
                 ) from exc
+            return None
 
     def _delete(self, path: str) -> None:
         try:

@@ -289,6 +289,12 @@ def test_uuids_are_not_wrapped_on_a_narrow_terminal(kumo, filled, monkeypatch, c
         assert V1 in kumo(*argv)[1]
 
 
+def test_a_replica_on_a_node_that_is_not_known_any_more(kumo, server, filled):
+    server.volumes[V1].location[0].backend.persistent_id = ""
+    assert "?, node-2" in kumo("volume", "list")[1]
+    assert "backend=?" in kumo("volume", "show", V1)[1]
+
+
 @pytest.mark.parametrize(
     ("milliseconds", "text"),
     [(0, ""), (1_760_000_000_000, "2025-10-09 08:53:20 UTC"), (10**30, str(10**30))],

@@ -117,6 +117,20 @@ def test_backends(provisioner):
     assert provisioner.tenants()[0].consumed_capacity == 10
 
 
+def test_a_backend_that_is_registered_but_not_listed(answers):
+    other = {"persistentID": "n", "mgmtIPs": ["10.0.0.9"]}
+    api = answers(Answer(), Answer([other]))
+    with pytest.raises(errors.ProtocolError, match=r"no backend has the address 10\.0\.0\.1"):
+        api.add_backend(BackendCreate(mgmt_ips=["10.0.0.1"]))
+
+
+def test_a_backend_that_comes_with_the_answer(answers, network):
+    made = {"status": "Success", "description": "", "persistentID": "n", "rack": "r"}
+    backend = answers(Answer(made)).add_backend(BackendCreate(mgmt_ips=["name.example"]))
+    assert (backend.persistent_id, backend.rack) == ("n", "r")
+    assert len(network.requests) == 1
+
+
 def test_capabilities_are_asked_now_and_then(provisioner, server, network, clock):
     assert provisioner.supports("publish-attach")
     assert not provisioner.supports("time-travel")

@@ -108,6 +108,12 @@ def test_another_call_is_not_repeated_when_the_answer_is_lost(network, connect, 
     assert caught.value.details == {"outcome": "unknown"}
 
 
+def test_a_body_that_cannot_be_unpacked_is_a_lost_answer(network, connect):
+    network.servers[A] = Script(Answer(b"no gzip", headers={"Content-Encoding": "gzip"}))
+    with pytest.raises(errors.CommunicationError, match="ContentDecodingError"):
+        connect(A).request("POST", "/x")
+
+
 def test_what_the_caller_is_handling_does_not_count(network, connect):
     """An earlier refused connection must not make a lost answer look unsent."""
     session = connect(A, budget=1)
