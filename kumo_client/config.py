@@ -21,7 +21,8 @@ from requests.adapters import BaseAdapter
 from kumo_client import errors
 from kumo_client.session import Session
 
-DEFAULT_TIMEOUT_SECONDS = 15.0
+# Longer than the provisioner waits for a storage node, so that its answer is seen.
+DEFAULT_TIMEOUT_SECONDS = 30.0
 KEYS = ("url", "token", "token_file", "ca_file", "timeout")
 
 

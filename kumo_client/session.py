@@ -237,16 +237,15 @@ class _Call:
             tried += 1
             try:
                 return self._answer_of(url)
-            except requests.RequestException as exc:
-                self._tell(url, _reason(exc))
-                hopeless += _is_untrusted(exc)
-                if not _was_not_sent(exc):
-                    self._lost(exc)
-            except answer.NoJsonError as exc:
-                if not exc.transient:
+            except (requests.RequestException, answer.NoJsonError) as exc:
+                if isinstance(exc, answer.NoJsonError) and not exc.transient:
                     raise
-                self._tell(url, exc.message)
-                self._lost(exc)
+                trouble = exc
+            # Outside of the handler: oslo.log would add the exception to the line.
+            self._tell(url, _reason(trouble))
+            hopeless += _is_untrusted(trouble)
+            if not _was_not_sent(trouble):
+                self._lost(trouble)
         if hopeless == tried:
             error = self._communication_error(transient=False)
             error.way_out = "check the CA file, and the names in the certificate of the server"
@@ -333,19 +332,21 @@ def _chain(exc: BaseException) -> Iterator[BaseException]:
         waiting += [*item.args, getattr(item, "reason", None), item.__cause__]
 
 
-def _was_not_sent(exc: requests.RequestException) -> bool:
+def _was_not_sent(exc: Exception) -> bool:
     """Whether it is certain that the server saw nothing of the request."""
     return isinstance(exc, requests.ConnectTimeout) or any(
         isinstance(item, _NOT_SENT) for item in _chain(exc)
     )
 
 
-def _is_untrusted(exc: requests.RequestException) -> bool:
+def _is_untrusted(exc: Exception) -> bool:
     return any(isinstance(item, ssl.SSLCertVerificationError) for item in _chain(exc))
 
 
-def _reason(exc: requests.RequestException) -> str:
+def _reason(exc: Exception) -> str:
     """A few words without addresses of objects in memory."""
+    if isinstance(exc, errors.KumoError):
+        return exc.message
     for item in _chain(exc):
         if isinstance(item, ssl.SSLCertVerificationError):
             why = getattr(item, "verify_message", "") or item.strerror

@@ -41,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--token-file", metavar="FILE", help="file with the bearer token")
     parser.add_argument("--ca-file", metavar="FILE", help="PEM file with the CA of the provisioner")
     parser.add_argument(
-        "--timeout", metavar="SECONDS", help="longest time for one call (default 15)"
+        "--timeout", metavar="SECONDS", help="longest time for one call (default 30)"
     )
     parser.add_argument("--config", metavar="FILE", help="settings file in place of the usual one")
     parser.add_argument("--debug", action="store_true", help="log every request to stderr")

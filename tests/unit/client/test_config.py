@@ -30,7 +30,7 @@ def load(options=None, **environ):
 
 def test_from_the_environment():
     found = load(KUMO_URL="https://a:1, https://b:2,", KUMO_TOKEN="t", KUMO_CA_FILE="/ca.pem")
-    assert found == config.Settings(("https://a:1", "https://b:2"), "t", "/ca.pem", 15.0)
+    assert found == config.Settings(("https://a:1", "https://b:2"), "t", "/ca.pem", 30.0)
 
 
 def test_from_the_file(settings_file, tmp_path):
