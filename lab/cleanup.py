@@ -9,8 +9,6 @@ import signal
 from collections.abc import Iterator
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class Interruption:
     """The handler: the first signal raises KeyboardInterrupt, later ones change nothing."""
@@ -40,10 +38,13 @@ def _leave_terminal() -> None:
 def interruptible() -> Iterator[Interruption]:
     """Turn the first SIGINT, SIGTERM or SIGHUP in the block into KeyboardInterrupt.
 
-    Signals that are ignored already (nohup) stay so.
+    An ignored SIGHUP stays so, for that is what nohup(1) means. An ignored SIGINT does not: shells
+    do that to every background job, and whoever sends one to it nevertheless means it.
     """
     handler = Interruption()
-    wanted = [number for number in _SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
     before = {number: signal.signal(number, handler) for number in wanted}
     try:
         yield handler

@@ -35,11 +35,18 @@ def test_the_first_signal_interrupts_and_later_ones_do_not(number, monkeypatch):
     assert signal.getsignal(number) == signal.SIG_DFL
 
 
-def test_a_signal_that_is_ignored_stays_ignored():
+def test_an_ignored_hangup_stays_ignored():
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     with interruptible() as handler:
         signal.raise_signal(signal.SIGHUP)
     assert handler.received is None
+
+
+def test_an_interrupt_reaches_a_background_job():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with interruptible(), pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
 
 
 def test_output_to_a_terminal_that_hung_up_goes_nowhere(monkeypatch):
