@@ -10,8 +10,9 @@ with the pool; :meth:`Lvm.pool` reports it and the daemon refuses a pool without
 
 Further choices for the pool:
 
-* ``--errorwhenfull y``: a full pool fails writes at once. The default queues them for 60 s
+* ``activation/error_when_full``: a full pool fails writes at once. The default queues them for 60 s
   (dm_thin_pool ``no_space_timeout``) and then fails them all the same; meanwhile hosts hang.
+  (lvcreate 2.03.16 refuses ``--errorwhenfull`` for a new pool and takes the setting instead.)
 * ``--discards passdown``: blocks freed by hosts return to the pool and to the SSD.
 * ``activation/monitoring=0``: no dmeventd is needed; the daemon watches the fill level itself.
 * ``--setautoactivation n`` on the group: after a boot nothing is active until the daemon has
@@ -217,7 +218,7 @@ class Lvm:
         self._change(
             "lvcreate", "--type", "thin-pool", "-l", str(extents), "--chunksize", f"{chunk_kib}k",
             "--poolmetadatasize", f"{metadata}b", "--poolmetadataspare", "y", "-Zy",
-            "--errorwhenfull", "y", "--discards", "passdown", "--addtag", TAG,
+            "--discards", "passdown", "--addtag", TAG,
             "-n", self.pool_name, self.vg,
         )  # fmt: skip
 
@@ -347,7 +348,7 @@ class Lvm:
             raise self._translated(error) from error
 
     def _run(self, command: str, *args: str, everywhere: bool = False) -> str:
-        common = ["--config", "activation/monitoring=0"]
+        common = ["--config", "activation { monitoring=0 error_when_full=1 }"]
         if self.devices and not everywhere:
             common += ["--devices", ",".join(self.devices)]
         return self.executor.run(command, *common, *args)

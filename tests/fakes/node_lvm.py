@@ -325,7 +325,7 @@ class FakeHost:
     def _cmd_lvcreate(self, args):
         values = {
             "--type", "-l", "-V", "-n", "--thinpool", "--chunksize", "--poolmetadatasize",
-            "--poolmetadataspare", "--errorwhenfull", "--discards",
+            "--poolmetadataspare", "--discards",
         }  # fmt: skip
         flags = {"-Zy", "-kn", "-Wn", "-s", "-ay", "-an"}
         options, (where,) = self._common(args, flags=flags, values=values)
