@@ -19,7 +19,6 @@ import sqlalchemy
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
-from sqlalchemy.pool import StaticPool
 
 from kumo_client import errors
 
@@ -31,16 +30,19 @@ class Database:
     """Transactions over one engine.
 
     :param url: SQLAlchemy URL, for example ``sqlite:////var/lib/kumo/provisioner.db``.
+    :raises ConfigError: when the URL cannot be used.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = make_url(url)
+        try:
+            self.url = make_url(url)
+        except sqlalchemy.exc.ArgumentError as exc:
+            raise errors.ConfigError("[database] connection is no database URL") from exc
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite}
         if self.is_sqlite and self.url.database in (None, "", ":memory:"):
-            # One connection shared by all threads, or each would see a database of its own.
-            options = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
-        elif self.is_sqlite:
+            raise errors.ConfigError("[database] connection: an SQLite database needs a file")
+        if self.is_sqlite:
             options = {"pool_size": 20, "max_overflow": 60, "pool_timeout": 20}
         self.engine = sqlalchemy.create_engine(self.url, **options)
         if self.is_sqlite:

@@ -38,10 +38,15 @@ class Hold:
     reached: threading.Event = field(default_factory=threading.Event)
     released: threading.Event = field(default_factory=threading.Event)
     drop: bool = False
+    count: int = 0
 
-    def wait(self, seconds: float = 20.0) -> None:
-        """Wait until a call has arrived there."""
-        assert self.reached.wait(seconds), "no such call arrived"
+    def wait(self, calls: int = 1, seconds: float = 20.0) -> None:
+        """Wait until that many calls have arrived there."""
+        deadline = time.monotonic() + seconds
+        while self.count < calls:
+            assert time.monotonic() < deadline, f"{self.count} of {calls} calls arrived"
+            self.reached.wait(0.02)
+            time.sleep(0.005)
 
     def release(self, *, drop: bool = False) -> None:
         """Let the call go on, or end its connection without an answer."""
@@ -75,6 +80,7 @@ class FakeNode:
         self.calls: list[tuple[str, str]] = []
         self._rules: list[Rule] = []
         self._token = token
+        self._guard = threading.Lock()
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate)
         self._server: _Server | None = None
@@ -151,6 +157,8 @@ class FakeNode:
         hold = Hold()
 
         def act() -> None:
+            with self._guard:
+                hold.count += 1
             hold.reached.set()
             hold.released.wait(60)
             if hold.drop:

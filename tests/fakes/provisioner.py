@@ -23,7 +23,7 @@ from tests.fakes.fleet import ADDRESS, FakeNode, Fleet
 START_SECONDS = 30.0
 # Short times, so that tests see probes and time-outs without waiting for them.
 TEST_OPTIONS = {
-    "nodes": {"connect_timeout": "1", "budget": "3", "probe_budget": "1"},
+    "nodes": {"connect_timeout": "1", "budget": "8", "probe_budget": "1"},
     "reconcile": {"interval": "3600", "probe_interval": "0.5", "probe_failures": "2"},
     "server": {"lock_timeout": "5", "listen_address": ADDRESS},
     "DEFAULT": {"debug": "true"},

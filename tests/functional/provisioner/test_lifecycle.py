@@ -1,33 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A volume's life over the real wire: real process, HTTPS, fake nodes."""
 
-import uuid
-
 import pytest
 
 from kumo_client import errors, naming
-from kumo_client.naming import GIB
-from kumo_client.schemas.host import HostProbe, PublishRequest, UnpublishRequest
+from kumo_client.schemas.host import PublishRequest, UnpublishRequest
 from kumo_client.schemas.snapshot import SnapshotCreate, SnapshotVolumeCreate
-from kumo_client.schemas.volume import CloneCreate, StorageClass, VolumeCreate
-
-NQN = "nqn.2014-08.org.nvmexpress:uuid:host-1"
-HOST = HostProbe(host_nqn=NQN, host_id="host-1", name="compute-1")
-
-
-def new_id():
-    return str(uuid.uuid4())
-
-
-def volume(replicas=1, gib=1, **extra):
-    uid = new_id()
-    return VolumeCreate(
-        uuid=uid,
-        alias=f"volume-{uid}"[:27],
-        capacity=gib,
-        storage_class=StorageClass(num_replicas=replicas, zones=["nova"]),
-        **extra,
-    )
+from kumo_client.schemas.volume import CloneCreate
+from tests.functional.provisioner.common import HOST, NQN, new_id, volume
 
 
 @pytest.mark.parametrize("replicas", [1, 2, 3])
@@ -92,4 +72,4 @@ def test_whole_life(provisioner, fleet, replicas):
     assert client.volumes() == client.snapshots() == []
     assert [one.in_use for one in client.backends()] == [False] * 3
     assert client.tenants()[0].consumed_capacity == 0
-    assert client.info().total_free_space == 300 * GIB // GIB
+    assert client.info().total_free_space == 300
