@@ -43,6 +43,7 @@ MAX_METADATA = 15 * GIB
 METADATA_PER_CHUNK = 128
 MIN_METADATA = 8 << 20
 _ACTIVATE_AT_ONCE = 64
+_CONFIG = "activation/monitoring=0 activation/error_when_full=1"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,10 +69,14 @@ class Volume:
 
 @dataclasses.dataclass(frozen=True)
 class PoolState:
-    """The thin pool, sizes in bytes. Percentages are None while it is not active."""
+    """The thin pool, sizes in bytes. Percentages are None while it is not active.
+
+    ``zeroes``: new blocks are zeroed. ``queues``: writes wait when it is full.
+    """
 
     bytes: int
     zeroes: bool
+    queues: bool
     chunk: int
     metadata: int
     data_percent: float | None
@@ -190,12 +195,14 @@ class Lvm:
 
     def pool(self) -> PoolState | None:
         """The thin pool; None is a definite no."""
-        fields = "lv_size,zero,chunk_size,lv_metadata_size,data_percent,metadata_percent"
+        fields = "lv_size,zero,lv_when_full,chunk_size,lv_metadata_size"
+        fields += ",data_percent,metadata_percent"
         select = f'lv_name="{self.pool_name}"'
         for row in self._report("lv", "lvs", fields, "-S", select, self.vg):
             return PoolState(
                 int(row["lv_size"]),
                 row["zero"] in ("zero", "1"),
+                row["lv_when_full"] == "queue",
                 int(row["chunk_size"]),
                 int(row["lv_metadata_size"]),
                 float(row["data_percent"]) if row["data_percent"] else None,
@@ -221,6 +228,10 @@ class Lvm:
             "--discards", "passdown", "--addtag", TAG,
             "-n", self.pool_name, self.vg,
         )  # fmt: skip
+
+    def fail_when_full(self) -> None:
+        """Let a full pool fail writes instead of queueing them."""
+        self._change("lvchange", "--errorwhenfull", "y", f"{self.vg}/{self.pool_name}")
 
     def extend_pool(self, extents: int) -> None:
         """Grow the data of the pool by that many extents."""

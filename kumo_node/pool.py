@@ -142,8 +142,11 @@ class Pool:
                 "what others wrote",
                 way_out=f"lvchange -Zy {self.lvm.vg}/{self.name}, if no volume was used yet",
             )
-        elif group.free >= _WORTH_EXTENDING:
-            self._grow(state, group)
+        else:
+            if state.queues:
+                self.lvm.fail_when_full()
+            if group.free >= _WORTH_EXTENDING:
+                self._grow(state, group)
 
     def _grow(self, state: PoolState, group: Group) -> None:
         wanted = metadata_size(state.bytes + group.free, group.extent, state.chunk)

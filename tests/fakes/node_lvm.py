@@ -49,6 +49,7 @@ class FakeLv:
     chunk: int = 65536
     metadata: int = 0
     zero: bool = True
+    when_full: str = "queue"
 
 
 @dataclasses.dataclass
@@ -300,6 +301,7 @@ class FakeHost:
                     "lv_size": str(lv.bytes),
                     "lv_tags": ",".join(sorted(lv.tags)),
                     "lv_active": "active" if lv.active else "",
+                    "lv_when_full": lv.when_full if pool else "",
                     "zero": "zero" if pool and lv.zero else "",
                     "chunk_size": str(lv.chunk if pool else 0),
                     "lv_metadata_size": str(lv.metadata) if pool else "",
@@ -351,6 +353,8 @@ class FakeHost:
             raise ValueError(f'Volume group "{vg.name}" has insufficient free space')
         lv = self._new_lv(vg, name, size, tags, "pool")
         lv.metadata, lv.zero, lv.active = metadata, "-Zy" in options, True
+        if "activation/error_when_full=1" in options["--config"][0]:
+            lv.when_full = "error"
         lv.chunk = int(options["--chunksize"][0].removesuffix("k")) * 1024
         return ""
 
@@ -408,12 +412,16 @@ class FakeHost:
         return ""
 
     def _cmd_lvchange(self, args):
-        options, paths = self._common(args, flags={"-ay", "-K", "--refresh"})
+        options, paths = self._common(
+            args, flags={"-ay", "-K", "--refresh"}, values={"--errorwhenfull"}
+        )
         missing = []
         for path in paths:
             vg_name, _, name = path.partition("/")
             vg = self._vg(vg_name)
-            if name in vg.lvs and "--refresh" in options:
+            if name in vg.lvs and "--errorwhenfull" in options:
+                vg.lvs[name].when_full = "error"
+            elif name in vg.lvs and "--refresh" in options:
                 self.suspend(name, vg_name, "0")
             elif name in vg.lvs:
                 self._activate(vg, vg.lvs[name])

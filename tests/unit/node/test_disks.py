@@ -157,6 +157,15 @@ def test_a_pool_that_does_not_zero_is_not_used(tmp_path):
     machine.kill()
 
 
+def test_a_full_pool_fails_writes_and_does_not_queue_them(tmp_path):
+    machine = FakeMachine(tmp_path)
+    for _ in range(2):
+        machine.start()
+        machine.kill()
+        assert machine.host.lv("pool").when_full == "error"
+        machine.host.lv("pool").when_full = "queue"
+
+
 def test_disks_too_small(tmp_path):
     machine = FakeMachine(tmp_path)
     machine.host.disks[str(tmp_path / "dev/vdb")].bytes = 64 * MIB
