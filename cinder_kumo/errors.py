@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 import pydantic
 from cinder import exception
+from oslo_context import context
 from oslo_log import log as logging
 
-from kumo_client import errors
+from kumo_client import errors, request_id
 
 LOG = logging.getLogger(__name__)
 
@@ -49,14 +50,16 @@ def to_cinder(
 def translated(
     action: str, busy: type[exception.CinderException] = exception.VolumeIsBusy
 ) -> Iterator[None]:
-    """Run a block that talks to the provisioner.
+    """Run a block that talks to the provisioner, under the id of Cinder's request.
 
     :param action: what is done to which object, "create volume <name_id>".
     :param busy: the exception for an object that something still depends on.
     :raises cinder.exception.CinderException: for every error of :mod:`kumo_client.errors`.
     """
+    cinder_context = context.get_current()
     try:
-        yield
+        with request_id.use(cinder_context.request_id if cinder_context else None):
+            yield
     except errors.KumoError as error:
         LOG.error("%s", text(action, error))
         raise to_cinder(action, error, busy) from error

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Our driver on the real provisioner: what the in-tree one does not do."""
 
-import pathlib
 import uuid
 
 import pytest
 from cinder import exception
 
 from kumo_client import naming
+from tests.fakes.provisioner import run_init
 from tests.functional.driver.test_stories import ONE, TWO
 from tests.unit.driver import builders
 
@@ -136,12 +136,10 @@ def test_refused_token_is_named_at_start(cluster, tmp_path):
     assert "wrong-token" not in str(caught.value)
 
 
-def test_untrusted_provisioner_is_named_at_start(cluster):
-    other = cluster.provisioner.directory / "provisioner.pem"
-    foreign = pathlib.Path("/etc/ssl/certs/ca-certificates.crt")
-    for bundle in [path for path in (other, foreign) if path.exists()][-1:]:
-        with pytest.raises(exception.VolumeBackendAPIException, match="certificate"):
-            cluster.ours(f"kumo_ca_file = {bundle}")
+def test_untrusted_provisioner_is_named_at_start(cluster, tmp_path):
+    run_init(tmp_path / "foreign", "--address", "127.0.0.1")
+    with pytest.raises(exception.VolumeBackendAPIException, match="certificate is not trusted"):
+        cluster.ours(f"kumo_ca_file = {tmp_path}/foreign/ca.pem")
 
 
 def test_absent_provisioner_is_named_at_start(cluster):

@@ -5,6 +5,7 @@ import uuid
 
 import pytest
 import requests
+from cinder import context as cinder_context
 from cinder import exception
 
 from tests.unit.driver import builders, kumoscale
@@ -55,6 +56,14 @@ def test_unknown_extra_spec_makes_nothing(driver, server, make_volume, volume_ty
     with pytest.raises(exception.InvalidVolumeType, match="kumo:replica"):
         driver.create_volume(make_volume(type=volume_type(kumo__replica="2")))
     assert server.calls == []
+
+
+def test_request_of_cinder_is_followed(driver, make_volume):
+    volume = make_volume()
+    context = cinder_context.RequestContext()
+    driver.create_volume(volume)
+    sent = driver.adapter.requests[-1]
+    assert sent.headers["X-Openstack-Request-Id"] == context.request_id
 
 
 def test_no_space_is_said(driver, make_volume):
