@@ -43,7 +43,6 @@ MAX_METADATA = 15 * GIB
 METADATA_PER_CHUNK = 128
 MIN_METADATA = 8 << 20
 _ACTIVATE_AT_ONCE = 64
-_CONFIG = "activation/monitoring=0 activation/error_when_full=1"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -353,7 +353,7 @@ class FakeHost:
             raise ValueError(f'Volume group "{vg.name}" has insufficient free space')
         lv = self._new_lv(vg, name, size, tags, "pool")
         lv.metadata, lv.zero, lv.active = metadata, "-Zy" in options, True
-        if "activation/error_when_full=1" in options["--config"][0]:
+        if "error_when_full=1" in options["--config"][0]:
             lv.when_full = "error"
         lv.chunk = int(options["--chunksize"][0].removesuffix("k")) * 1024
         return ""
