@@ -147,7 +147,7 @@ class GuestAgent:
         self,
         command: str | list[str],
         *,
-        input: bytes | None = None,  # noqa: A002
+        input: bytes | None = None,
         timeout: float = 120.0,
         env: dict[str, str] | None = None,
     ) -> Result:

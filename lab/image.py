@@ -22,24 +22,69 @@ from lab.progress import Progress
 
 KERNELS = {"6.12": "linux-image-6.12-amd64", "6.1": "linux-image-amd64"}
 DEFAULT_KERNEL = "6.12"
-PACKAGES = (
-    "cryptsetup-bin dbus e2fsprogs fio initramfs-tools iproute2 iptables kmod lsscsi lvm2 mdadm"
-    " nvme-cli parted procps python3 qemu-guest-agent qemu-utils"
-    " sg3-utils strace sudo systemd systemd-sysv thin-provisioning-tools udev util-linux zstd"
-).split()
+PACKAGES = [
+    "cryptsetup-bin",
+    "dbus",
+    "e2fsprogs",
+    "fio",
+    "initramfs-tools",
+    "iproute2",
+    "iptables",
+    "kmod",
+    "lsscsi",
+    "lvm2",
+    "mdadm",
+    "nvme-cli",
+    "parted",
+    "procps",
+    "python3",
+    "qemu-guest-agent",
+    "qemu-utils",
+    "sg3-utils",
+    "strace",
+    "sudo",
+    "systemd",
+    "systemd-sysv",
+    "thin-provisioning-tools",
+    "udev",
+    "util-linux",
+    "zstd",
+]
 # Units that a machine that lives for minutes does not need; each costs seconds without KVM.
-MASKED = (
-    "apt-daily-upgrade.timer apt-daily.timer blk-availability.service dpkg-db-backup.timer"
-    " e2scrub_all.timer e2scrub_reap.service fstrim.timer getty@tty1.service"
-    " serial-getty@ttyS0.service mdcheck_continue.timer mdcheck_start.timer"
-    " mdmonitor-oneshot.timer mdmonitor.service nvmefc-boot-connections.service"
-    " nvmf-autoconnect.service systemd-firstboot.service systemd-logind.service"
-    " systemd-networkd.service systemd-pstore.service systemd-random-seed.service"
-    " systemd-timesyncd.service systemd-update-utmp.service systemd-update-utmp-runlevel.service"
-    " systemd-user-sessions.service lvm2-monitor.service systemd-sysusers.service"
-    " keyboard-setup.service systemd-binfmt.service sys-kernel-debug.mount sys-kernel-tracing.mount"
-    " dev-hugepages.mount dev-mqueue.mount"
-).split()
+MASKED = [
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "blk-availability.service",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "serial-getty@ttyS0.service",
+    "mdcheck_continue.timer",
+    "mdcheck_start.timer",
+    "mdmonitor-oneshot.timer",
+    "mdmonitor.service",
+    "nvmefc-boot-connections.service",
+    "nvmf-autoconnect.service",
+    "systemd-firstboot.service",
+    "systemd-logind.service",
+    "systemd-networkd.service",
+    "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-timesyncd.service",
+    "systemd-update-utmp.service",
+    "systemd-update-utmp-runlevel.service",
+    "systemd-user-sessions.service",
+    "lvm2-monitor.service",
+    "systemd-sysusers.service",
+    "keyboard-setup.service",
+    "systemd-binfmt.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+]
 INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 ROOT_SIZE = "4G"
 FILES = {
@@ -215,7 +260,7 @@ def _configure(tree: Path) -> None:
     (tree / "etc/machine-id").write_text("")
 
 
-def _run(argv: list[str], *, input: str | None = None, env: dict[str, str] | None = None) -> None:  # noqa: A002
+def _run(argv: list[str], *, input: str | None = None, env: dict[str, str] | None = None) -> None:
     done = subprocess.run(
         argv, input=input, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )

@@ -278,7 +278,7 @@ class Machine:
         self,
         command: str | list[str],
         *,
-        input: bytes | str | None = None,  # noqa: A002
+        input: bytes | str | None = None,
         check: bool = True,
         timeout: float = 120.0,
         env: dict[str, str] | None = None,

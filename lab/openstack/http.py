@@ -19,11 +19,13 @@ def is_ok(url: str) -> bool:
     return _session.get(url, timeout=5).status_code == requests.codes.ok
 
 
-def request(method: str, url: str, **options: Any) -> requests.Response:
+def request(method: str, url: str, *, timeout: float = 10.0, **options: Any) -> requests.Response:
     """Send a request and return its answer.
+
+    :param timeout: seconds, for the connection and for each read.
 
     :raises OSError: no answer, or an error status (requests.RequestException).
     """
-    answer = _session.request(method, url, timeout=10, **options)
+    answer = _session.request(method, url, timeout=timeout, **options)
     answer.raise_for_status()
     return answer

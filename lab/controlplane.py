@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kumo itself in a lab: nodes on the storage machines, the provisioner in the namespace."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from kumo_client.api.provisioner import Provisioner
+from kumo_client.session import Session
+from lab.cluster import Lab
+from lab.errors import LabError
+from lab.machine import Machine
+from lab.network import CONTROL_ADDRESS
+from lab.openstack.netns import Inside
+from lab.progress import Progress
+
+PORT = 8090
+_TOP = Path(__file__).resolve().parents[1]
+_READY_SECONDS = 120.0
+_DROP_IN = """\
+[Service]
+ExecStart=
+ExecStart=/usr/local/bin/kumo-python -m kumo_node.main --config-file /etc/kumo/node.conf
+"""
+
+
+class ControlPlane:
+    """Provisioner and nodes of a lab. Every verb can be repeated."""
+
+    PROCESS = "kumo-provisioner"
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.directory = lab.state_dir / "kumo"
+        self._bin = Path(sys.executable).parent
+
+    @property
+    def url(self) -> str:
+        """Where the provisioner answers, inside the namespace."""
+        return f"https://{CONTROL_ADDRESS}:{PORT}"
+
+    @property
+    def ca_file(self) -> Path:
+        return self.directory / "ca.pem"
+
+    @property
+    def token_file(self) -> Path:
+        return self.directory / "admin.token"
+
+    def start(self, progress: Progress) -> None:
+        """Start everything that does not run yet and register the nodes.
+
+        :raises LabError: something did not come up; the end of its log is in the message.
+        """
+        nodes = [machine.address for machine in self.lab.storage]
+        init = [str(self._bin / "kumo-provisioner"), "init", "--directory", str(self.directory)]
+        done = subprocess.run(
+            [*init, "--address", CONTROL_ADDRESS, "--node", *nodes], capture_output=True, text=True
+        )
+        if done.returncode:
+            raise LabError(f"kumo-provisioner init: {done.stderr.strip()}")
+        with ThreadPoolExecutor(len(nodes) + 1) as pool:
+            futures = [pool.submit(self.start_node, item, progress) for item in self.lab.storage]
+            futures.append(pool.submit(self.start_provisioner, progress))
+            for future in futures:
+                future.result()
+        with progress.task("registering the storage nodes"):
+            self._register()
+
+    def start_provisioner(self, progress: Progress) -> None:
+        """Start the provisioner and wait until it answers."""
+        if self.lab.processes.alive(self.PROCESS):
+            return
+        with progress.task("kumo-provisioner"):
+            config = str(self.directory / "provisioner.conf")
+            argv = [str(self._bin / "kumo-provisioner"), "--config-file", config]
+            self.lab.processes.start(self.PROCESS, argv)
+            self._wait_answer()
+
+    def _wait_answer(self) -> None:
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            done = self.kumo("info", check=False)
+            if done.returncode == 0:
+                return
+            if not self.lab.processes.alive(self.PROCESS) or time.monotonic() > deadline:
+                log = "\n".join(self.lab.processes.tail(self.PROCESS))
+                raise LabError(f"kumo-provisioner does not answer: {done.stderr.strip()}\n{log}")
+            time.sleep(0.2)
+
+    def start_node(self, machine: Machine, progress: Progress) -> None:
+        """Configure and start the node daemon of a storage machine."""
+        with progress.task(f"kumo-node on {machine.name}"):
+            if machine.run("systemctl is-active -q kumo-node", check=False).returncode == 0:
+                return
+            for path, (data, mode) in self._node_files(machine).items():
+                machine.run(["mkdir", "-p", str(Path(path).parent)])
+                machine.put(path, data, mode)
+            machine.run("systemctl daemon-reload && systemctl enable kumo-node")
+            started = machine.run("systemctl start kumo-node", check=False, timeout=_READY_SECONDS)
+            if started.returncode:
+                journal = machine.run("journalctl -b -u kumo-node -n 30 --no-pager -o cat")
+                raise LabError(f"{machine.name}: kumo-node did not start:\n{journal.stdout}")
+
+    def _node_files(self, machine: Machine) -> dict[str, tuple[bytes, int]]:
+        made = self.directory / "nodes"
+        disks = ",".join(machine.ssd_path(n + 1) for n in range(machine.spec.ssds))
+        lines = (made / f"{machine.address}.conf").read_text().splitlines()
+        settings = {
+            "hostname": machine.name,
+            "disks": disks,
+            "portals": f"tcp://{machine.address}:4420",
+        }
+        kept = [line for line in lines if line.split("=")[0].strip() not in settings]
+        text = "\n".join([*kept, *(f"{key} = {value}" for key, value in settings.items())]) + "\n"
+        return {
+            "/etc/kumo/node.conf": (text.encode(), 0o600),
+            "/etc/kumo/node.pem": ((made / f"{machine.address}.pem").read_bytes(), 0o600),
+            "/etc/kumo/node.token": ((self.directory / "node.token").read_bytes(), 0o600),
+            "/etc/systemd/system/kumo-node.service": (
+                (_TOP / "etc/systemd/kumo-node.service").read_bytes(),
+                0o644,
+            ),
+            "/etc/systemd/system/kumo-node.service.d/lab.conf": (_DROP_IN.encode(), 0o644),
+        }
+
+    def _register(self) -> None:
+        known = {ip for backend in self.kumo_json("backend", "list") for ip in backend["mgmtIPs"]}
+        for machine in self.lab.storage:
+            if machine.address not in known:
+                self.kumo("backend", "add", "--mgmt-ip", machine.address)
+
+    def environment(self) -> dict[str, str]:
+        """What the ``kumo`` command needs to find the provisioner."""
+        return {
+            "KUMO_URL": self.url,
+            "KUMO_TOKEN_FILE": str(self.token_file),
+            "KUMO_CA_FILE": str(self.ca_file),
+        }
+
+    def kumo(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run the ``kumo`` command inside the namespace.
+
+        :raises LabError: it failed and ``check`` is true.
+        """
+        argv = ["ip", "netns", "exec", self.lab.netns, str(self._bin / "kumo"), *words]
+        env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", **self.environment()}
+        done = subprocess.run(argv, capture_output=True, text=True, env=env)
+        if check and done.returncode:
+            raise LabError(f"kumo {' '.join(words)}: {done.stderr.strip()}")
+        return done
+
+    def kumo_json(self, *words: str) -> Any:
+        """Decoded JSON output of the ``kumo`` command."""
+        return json.loads(self.kumo(*words, "-f", "json").stdout)
+
+    def client(self) -> Client:
+        """A client inside the namespace, for scenarios that need more than the command offers."""
+        return Client(self)
+
+    def kill(self) -> None:
+        """SIGKILL the provisioner."""
+        self.lab.processes.kill(self.PROCESS)
+
+    def stop(self) -> None:
+        """Stop the provisioner in order."""
+        self.lab.processes.stop(self.PROCESS)
+
+
+class Client:
+    """Calls of :class:`Provisioner`, each made inside the lab's namespace."""
+
+    def __init__(self, plane: ControlPlane) -> None:
+        self._inside = Inside(plane.lab.netns)
+        session = Session(
+            [plane.url],
+            token=plane.token_file.read_text().strip(),
+            ca_file=str(plane.ca_file),
+        )
+        self._api = Provisioner(session)
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._api, name)
+        return lambda *args, **kwargs: self._inside.call(lambda: method(*args, **kwargs))
+
+    def close(self) -> None:
+        """End the thread that lives in the namespace."""
+        self._inside.close()
+
+
+def inventory(lab: Lab) -> dict[str, list[str]]:
+    """What of ours is on each machine: LVs, namespaces, subsystems, arrays, controllers.
+
+    :raises LabError: a machine could not be asked; an empty list is a definite answer.
+    """
+    commands = {
+        "storage": (
+            "lvs --noheadings -o lv_name --select 'lv_name=~\"^[rs]-\"' | sed 's/^ */lv /';"
+            "for s in /sys/kernel/config/nvmet/subsystems/*; do [ -e $s ] || continue;"
+            ' echo "subsystem ${s##*/}"; for n in $s/namespaces/*; do'
+            ' [ -e $n ] && echo "namespace $(cat $n/device_uuid)"; done; done; true'
+        ),
+        "compute": (
+            "for a in /sys/block/md*; do [ -e $a ] && echo array ${a##*/}; done;"
+            "for c in /sys/class/nvme-fabrics/ctl/nvme*; do"
+            " [ -e $c ] && echo controller $(cat $c/subsysnqn); done; true"
+        ),
+    }
+    return {
+        machine.name: machine.run(commands[machine.role]).stdout.splitlines()
+        for machine in lab.machines.values()
+    }
