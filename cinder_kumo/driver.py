@@ -286,6 +286,11 @@ class KumoVolumeDriver(driver.BaseVD):
     def remove_export(self, context: Any, volume: Any) -> None:
         """Nothing to do: unpublishing is part of :meth:`terminate_connection`."""
 
+    @classmethod
+    def clean_volume_file_locks(cls, volume_id: str) -> None:
+        """Remove the files of a gone volume's lock, if locks are files."""
+        coordination.synchronized_remove(f"kumo-{volume_id}")
+
     # Capacity and capabilities
 
     def get_pool(self, volume: Any) -> str:

@@ -40,6 +40,7 @@ def volume(size=1, type=None, name_id=None, hosts=(), **more):
         "availability_zone": "nova",
         "multiattach": False,
         "provider_location": None,
+        "encryption_key_id": None,
         "volume_type_id": type.id if type else None,
         "volume_type": type,
     }
