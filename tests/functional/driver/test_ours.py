@@ -7,7 +7,7 @@ import pytest
 from cinder import exception
 
 from kumo_client import naming
-from tests.fakes.provisioner import run_init
+from kumo_provisioner import init
 from tests.functional.driver.test_stories import ONE, TWO
 from tests.unit.driver import builders
 
@@ -137,7 +137,7 @@ def test_refused_token_is_named_at_start(cluster, tmp_path):
 
 
 def test_untrusted_provisioner_is_named_at_start(cluster, tmp_path):
-    run_init(tmp_path / "foreign", "--address", "127.0.0.1")
+    init.make(tmp_path / "foreign", ["127.0.0.1"], [], 8090)
     with pytest.raises(exception.VolumeBackendAPIException, match="certificate is not trusted"):
         cluster.ours(f"kumo_ca_file = {tmp_path}/foreign/ca.pem")
 
