@@ -9,7 +9,6 @@ nothing leaves here in the shape of the web framework.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -30,12 +29,9 @@ MAX_BODY = 1 << 20
 
 
 class TooLargeError(errors.InvalidInputError):
-    """A body of more than :data:`MAX_BODY` bytes."""
+    """A body of more than :data:`MAX_BODY` bytes; only the HTTP status is more exact."""
 
     http_status = 413
-
-
-# Not a second meaning of the code InvalidInput: only the HTTP status is more exact.
 
 
 def success(**extra: Any) -> dict[str, Any]:
@@ -174,7 +170,9 @@ def _check_json(body: bytes) -> None:
     :raises InvalidInputError: when the body is not JSON in UTF-8.
     """
     try:
-        json.loads(body, parse_constant=_no_constant)
+        value = json.loads(body, parse_constant=_no_constant)
+        # Half a surrogate pair is JSON, but no text that could be stored or sent again.
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as exc:
         reason = "nested too deep" if isinstance(exc, RecursionError) else str(exc)
         raise errors.InvalidInputError(f"the body is not valid JSON: {reason[:200]}") from None
@@ -215,6 +213,3 @@ class _Sender:
             self.started = True
             MutableHeaders(scope=message)[request_id.HEADER] = self.rid
         await self.send(message)
-
-
-Handler = Callable[..., Any]

@@ -28,7 +28,7 @@ from kumo_provisioner import auth, conf
 CA_DAYS = 3650
 # Clients may refuse server certificates of more than 825 days.
 CERTIFICATE_DAYS = 820
-_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._:-]{0,252}[A-Za-z0-9])?$")
+_NAME = re.compile(r"^[A-Za-z0-9]([A-Za-z0-9._-]{0,251}[A-Za-z0-9])?$")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
     :raises ConfigError: when a name is wrong or a file cannot be written.
     """
     for name in (*arguments.address, *arguments.node):
-        if not _NAME.match(name):
+        if not _is_address(name) and not _NAME.match(name):
             raise errors.ConfigError(f"{name!r} is neither a host name nor an IP address")
     if not 0 < arguments.port < 65536:
         raise errors.ConfigError(f"{arguments.port} is no TCP port")
@@ -75,6 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
             f"On node {name}: copy nodes/{name}.conf to /etc/kumo/node.conf, nodes/{name}.pem to "
             "/etc/kumo/node.pem, node.token to /etc/kumo/node.token; then set disks and portals."
         )
+
+
+def _is_address(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    # A zone (fe80::1%eth0) has no place in a certificate or a file name.
+    return "%" not in name
 
 
 def make(

@@ -5,9 +5,11 @@ import sqlite3
 import uuid
 
 from kumo_client import naming
+from kumo_client.schemas.backend import BackendCreate
 from kumo_client.schemas.host import HostProbe, PublishRequest, UnpublishRequest
 from kumo_client.schemas.snapshot import SnapshotCreate, SnapshotVolumeCreate
 from kumo_client.schemas.volume import CloneCreate, StorageClass, VolumeCreate
+from tests.fakes.fleet import ADDRESS
 
 NQN = "nqn.2014-08.org.nvmexpress:uuid:host-1"
 HOST = HostProbe(host_nqn=NQN, host_id="host-1", name="compute-1")
@@ -89,3 +91,7 @@ def assert_consistent(provisioner, fleet):
     assert fleet.exports() == exports
     for node in fleet.nodes:
         assert node.model.provisioned() <= node.model.total_bytes
+
+
+def backend_of(node):
+    return BackendCreate(mgmt_ips=[ADDRESS], mgmt_port=node.port)
