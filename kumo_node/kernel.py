@@ -17,10 +17,12 @@ from kumo_node.conf import NodePortal
 from kumo_node.executor import CommandError, Executor
 
 LOG = log.getLogger(__name__)
-RULES = "run/udev/rules.d/12-kumo-node.rules"
+# Upstream calls the neighbours 11-dm-lvm.rules and 13-dm-disk.rules, Debian 56-lvm.rules and
+# 60-persistent-storage-dm.rules: the same rule stands in both gaps.
+RULES = ("run/udev/rules.d/12-kumo-node.rules", "run/udev/rules.d/57-kumo-node.rules")
 # What lies on our volumes belongs to the hosts: udev must not look into it and must not let
-# mdadm or others assemble it here, which would write to it. Between 11-dm-lvm.rules, which sets
-# DM_VG_NAME and makes the link in /dev/<group>/, and 13-dm-disk.rules, which looks for contents.
+# mdadm or others assemble it here, which would write to it. The rule stands between the file of
+# lvm2 that sets DM_VG_NAME and makes the link in /dev/<group>/, and the one that reads contents.
 _RULE = """# Written by kumo-node at each start.
 SUBSYSTEM!="block", GOTO="kumo_end"
 ENV{{DM_VG_NAME}}!="{vg}", GOTO="kumo_end"
@@ -92,19 +94,22 @@ class Kernel:
 
     def hide_volumes(self, vg: str) -> None:
         """Tell udev to leave the contents of our volumes alone, before any is activated."""
-        path = self.root / RULES
         text = _RULE.format(vg=vg)
-        if self._text(RULES) == text.strip():
+        if all(self._text(name) == text.strip() for name in RULES):
             return
+        for name in RULES:
+            self._write(self.root / name, text)
+        try:
+            self.executor.run("udevadm", "control", "--reload")
+        except CommandError as error:
+            raise errors.ConfigError(f"udev does not take our rule: {error.stderr}") from error
+
+    def _write(self, path: pathlib.Path, text: str) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         except OSError as error:
             raise errors.ConfigError(f"{path} cannot be written: {error}") from error
-        try:
-            self.executor.run("udevadm", "control", "--reload")
-        except CommandError as error:
-            raise errors.ConfigError(f"udev does not take our rule: {error.stderr}") from error
 
 
 def is_held(path: str) -> bool | None:

@@ -137,7 +137,9 @@ def test_after_a_reboot_everything_is_back_without_the_provisioner(machine, node
 
 
 def test_udev_is_told_to_leave_volumes_alone_before_any_is_active(machine):
+    # Before and after Debian's renumbering of the rules of lvm2.
     rule = (machine.root / "run/udev/rules.d/12-kumo-node.rules").read_text()
+    assert (machine.root / "run/udev/rules.d/57-kumo-node.rules").read_text() == rule
     assert 'ENV{DM_VG_NAME}!="kumo"' in rule
     assert 'ENV{DM_UDEV_DISABLE_OTHER_RULES_FLAG}="1"' in rule
     log = machine.host.log
