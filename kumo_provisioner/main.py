@@ -9,6 +9,7 @@ import pathlib
 import ssl
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import uvicorn
 from oslo_config import cfg
@@ -26,22 +27,28 @@ KEEP_ALIVE_SECONDS = 75
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="kumo-provisioner", description=__doc__)
-    parser.add_argument(
-        "--config-file",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help=f"configuration file (default {conf.DEFAULT_FILE}); may be given several times",
-    )
+    _add_config_file(parser, [])
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    commands.add_parser("run", help="serve the API (the default)")
+    run = commands.add_parser("run", help="serve the API (the default)")
+    _add_config_file(run, argparse.SUPPRESS)
     init.add_arguments(
         commands.add_parser("init", help="make certificates, tokens and configuration files")
     )
     database = commands.add_parser("db", help="work on the database")
     database.add_argument("action", choices=["upgrade"], help="bring the schema up to date")
+    _add_config_file(database, argparse.SUPPRESS)
     commands.add_parser("openapi", help="print the OpenAPI document")
     return parser
+
+
+def _add_config_file(parser: argparse.ArgumentParser, default: Any) -> None:
+    parser.add_argument(
+        "--config-file",
+        action="append",
+        default=default,
+        metavar="FILE",
+        help=f"configuration file (default {conf.DEFAULT_FILE}); may be given several times",
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

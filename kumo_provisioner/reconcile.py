@@ -35,6 +35,8 @@ from kumo_provisioner.services import backends, building, extending, publish, re
 LOG = log.getLogger(__name__)
 DAY_MS = 86_400_000
 PARALLEL_VOLUMES = 8
+# Databases limit the number of values in one statement.
+REMOVALS_AT_ONCE = 500
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,8 +351,9 @@ def _add(counts: Counts, more: Counts) -> None:
 
 def _remove(core: Core, actions: list[Remove], counts: Counts) -> None:
     uuids = [action.uuid for action in actions]
-    left = removals.carry_out(core, uuids)
-    counts.removed += len(uuids) - left
+    for start in range(0, len(uuids), REMOVALS_AT_ONCE):
+        some = uuids[start : start + REMOVALS_AT_ONCE]
+        counts.removed += len(some) - removals.carry_out(core, some)
 
 
 def _fix_volume(core: Core, volume_id: str, actions: list[VolumeAction]) -> Counts:

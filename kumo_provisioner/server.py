@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import socket
+import sys
 import time
+from types import FrameType
 
 import uvicorn
 
@@ -34,8 +37,15 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def _end(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
+
+
 def serve(config: uvicorn.Config, patience: float) -> None:
-    """Serve until a signal ends it."""
+    """Serve until a signal ends it, in order: the exit status is then 0."""
+    # Uvicorn repeats the signal when it is done, to the handlers that were there before.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     server = Server(config)
     server.patience = patience
     server.run()

@@ -59,7 +59,15 @@ def first_error(outcomes: Mapping[Any, Outcome[Any]]) -> errors.KumoError | None
     """The most telling error: a definite refusal before an unknown outcome."""
     failed = [outcome for outcome in outcomes.values() if outcome.error is not None]
     failed.sort(key=lambda outcome: outcome.unknown)
-    return failed[0].error if failed else None
+    error = failed[0].error if failed else None
+    if isinstance(error, errors.NotExistsError):
+        # To a client this would say that its volume does not exist.
+        return errors.ConflictError(
+            f"storage node {error.node} lacks what it should hold: {error.message}",
+            node=error.node,
+            way_out="look at the states of the replicas, and at the log of the node",
+        )
+    return error
 
 
 def retire_volume(uuid: str) -> Retire:

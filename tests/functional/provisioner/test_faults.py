@@ -54,7 +54,7 @@ def test_a_restart_keeps_everything(provisioner, fleet):
 
 
 def test_a_node_that_dies_and_returns(provisioner, fleet):
-    first, second, third = fleet.add(3)
+    first = fleet.add(3)[0]
     for node in fleet.nodes:
         provisioner.register(node)
     client = provisioner.client

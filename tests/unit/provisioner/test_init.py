@@ -74,6 +74,7 @@ def test_what_is_made_can_be_used(tmp_path):
     assert main._check_tls(options)[0] == str(tmp_path / "provisioner.pem")
     assert f"KUMO_TOKEN_FILE={tmp_path}/admin.token" in (tmp_path / "client.env").read_text()
     assert main.main(["--config-file", str(tmp_path / "provisioner.conf"), "db", "upgrade"]) == 0
+    assert main.main(["db", "upgrade", "--config-file", str(tmp_path / "provisioner.conf")]) == 0
     Database(options.database.connection).upgrade()
 
 

@@ -10,6 +10,7 @@ from kumo_client import errors, naming
 from kumo_client.naming import GIB
 from kumo_client.schemas.backend import BackendCreate, BackendUpdate
 from kumo_client.schemas.host import HostProbe, PublishRequest, UnpublishRequest
+from kumo_client.schemas.node import ReplicaSpec
 from kumo_client.schemas.snapshot import SnapshotCreate, SnapshotVolumeCreate
 from kumo_client.schemas.volume import CloneCreate
 from kumo_provisioner import reconcile
@@ -429,6 +430,21 @@ def test_a_volume_deleted_with_an_export_left_on_a_dead_node_goes_too(core, thre
     assert core.nodes.objects() == set()
 
 
+def test_a_replica_that_its_node_lacks_is_no_missing_volume(core, three):
+    uid = volumes.create(core, T, volume())
+    for model in three:
+        model.state.replicas.clear()
+    for call in (
+        lambda: published(core, uid),
+        lambda: volumes.extend(core, T, uid, 2),
+        lambda: made_snapshot(core, uid),
+        lambda: snapshots.clone(core, T, CloneCreate(source_volume_id=uid, alias="c")),
+    ):
+        with pytest.raises(errors.ConflictError, match="lacks what it should hold"):
+            call()
+    volumes.delete(core, T, uid)
+
+
 def test_publish_needs_a_known_host_and_a_volume(core, three):
     uid = volumes.create(core, T, volume())
     request = PublishRequest(host_id="stranger", vol_id=uid)
@@ -594,8 +610,6 @@ def test_probing_an_empty_fleet(core):
 
 
 def test_strange_objects_are_reported_and_kept(core, three):
-    from kumo_client.schemas.node import ReplicaSpec
-
     strange = str(uuid.uuid4())
     three[0].put_replica(strange, ReplicaSpec(volume_id=strange, bytes=GIB))
     counts = reconcile.run(core)
