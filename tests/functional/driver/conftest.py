@@ -48,9 +48,12 @@ class Cluster:
         )
         return self._started(driver)
 
-    def in_tree(self, *lines, replicas=1):
-        """Cinder's driver; any pem with a key does as its client certificate."""
-        driver = in_tree.KumoScaleBaseVolumeDriver(
+    def in_tree(self, *lines, replicas=1, cls=in_tree.KumoScaleBaseVolumeDriver):
+        """Cinder's driver, or another one on the same section of cinder.conf.
+
+        Any pem with a key does as its client certificate.
+        """
+        driver = cls(
             configuration=self.read_conf(
                 "kioxia",
                 f"kioxia_url = {self.provisioner.url}",

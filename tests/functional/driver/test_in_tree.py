@@ -9,6 +9,7 @@ from cinder import exception
 from cinder.volume.drivers.kioxia import kumoscale as in_tree
 from cinder.volume.drivers.kioxia import rest_client
 
+from cinder_kumo.driver import KumoVolumeDriver
 from tests.functional.driver.test_stories import ONE
 from tests.unit.driver import builders
 
@@ -124,6 +125,30 @@ def test_two_drivers_in_one_process_share_addresses(cluster):
         driver.create_volume(volume)
         assert len(cluster.replicas_of(volume)) == count
         driver.delete_volume(volume)
+
+
+@pytest.mark.usefixtures("empty")
+@pytest.mark.parametrize("cls", [DRIVER, KumoVolumeDriver])
+def test_section_that_fits_both_drivers(cluster, tmp_path, cls):
+    """One pem has the client's certificate and key, and the CA that only ours looks at."""
+    pem = tmp_path / "ssdtoolbox.pem"
+    directory = cluster.provisioner.directory
+    pem.write_bytes(
+        (directory / "provisioner.pem").read_bytes() + (directory / "ca.pem").read_bytes()
+    )
+    driver = cluster.in_tree(f"kioxia_cafile = {pem}", replicas=2, cls=cls)
+    assert type(driver) is cls
+    volume = builders.volume()
+    driver.create_volume(volume)
+    assert len(cluster.replicas_of(volume)) == 2
+    assert driver.initialize_connection(volume, ONE)["data"]["replica_count"] == 2
+    driver.terminate_connection(volume, ONE)
+    driver.delete_volume(volume)
+
+
+def test_our_driver_does_not_trust_what_the_in_tree_one_does(cluster):
+    with pytest.raises(exception.VolumeBackendAPIException, match="certificate is not trusted"):
+        cluster.in_tree(cls=KumoVolumeDriver)
 
 
 @pytest.mark.usefixtures("empty")

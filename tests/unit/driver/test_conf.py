@@ -2,6 +2,8 @@
 """Options: those of the in-tree driver keep their names, types and defaults."""
 
 import logging
+import pathlib
+import re
 
 import pytest
 from cinder.volume import configuration
@@ -12,6 +14,7 @@ from cinder_kumo import conf
 from kumo_client import errors
 from tests.unit.driver.conftest import GROUP
 
+SAMPLE = pathlib.Path(__file__).resolve().parents[3] / "etc/kumo/cinder-backend.conf.sample"
 OURS = {opt.name: opt for opt in conf.KIOXIA_OPTS}
 
 
@@ -65,6 +68,7 @@ def clean_groups(monkeypatch):
     def forget():
         cfg.CONF.reset()
         for group in (GROUP, configuration.SHARED_CONF_GROUP):
+            cfg.CONF.register_group(cfg.OptGroup(group))
             for opt in conf.OPTS:
                 cfg.CONF.unregister_opt(opt, group)
 
@@ -205,3 +209,13 @@ def test_default_cafile_is_used_if_it_exists(read, tmp_path):
 def test_unreadable_file_is_named(read, option):
     with pytest.raises(errors.ConfigError, match=f"{option}: /nonexistent/x.pem cannot be read"):
         endpoint(read("kioxia_url = https://a:1", f"{option} = /nonexistent/x.pem"))
+
+
+def test_sample_names_real_options_with_their_defaults():
+    text = SAMPLE.read_text()
+    shown = dict(re.findall(r"^#?(k[a-z_]+) = (.*)$", text, re.MULTILINE))
+    options = {opt.name: opt for opt in conf.OPTS}
+    assert set(shown) <= set(options)
+    assert {"kumo_urls", "kumo_ca_file", "kumo_token_file", "kioxia_num_replicas"} <= set(shown)
+    for name, value in re.findall(r"^#(k[a-z_]+) = (.*)$", text, re.MULTILINE):
+        assert options[name].type(value) == options[name].default, name
