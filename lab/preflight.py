@@ -24,7 +24,11 @@ MACHINE_PROGRAMS = {
     "qemu-img": "qemu-utils",
     "ip": "iproute2",
 }
-OPENSTACK_PROGRAMS = {"rabbitmq-server": "rabbitmq-server", "epmd": "erlang-base"}
+OPENSTACK_PROGRAMS = {
+    "rabbitmq-server": "rabbitmq-server",
+    "epmd": "erlang-base",
+    "mariadbd": "mariadb-server-core",
+}
 # Debian keeps administration commands out of the PATH of other users than root.
 _EXTRA_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _TUN = "dev/net/tun"

@@ -20,6 +20,7 @@ KEYSTONE_PORT = 5000
 CINDER_PORT = 8776
 GLANCE_PORT = 9292
 RABBIT_PORT = 5672
+DATABASE_PORT = 3306
 
 REGION = "RegionOne"
 SERVICE_USERS = ("cinder", "glance", "nova")
@@ -88,32 +89,42 @@ def _password() -> str:
 
 @dataclass(frozen=True)
 class Settings:
-    """One stack: its address, its directory, and its passwords (never in ``repr``)."""
+    """One stack: its address, its directory, and its passwords (never in ``repr``).
+
+    ``shared_database``: Cinder's database is one that other machines reach, not a local file.
+    """
 
     address: str
     state_dir: Path
     passwords: dict[str, str] = field(repr=False)
+    shared_database: bool = False
 
     @classmethod
-    def new(cls, address: str, state_dir: Path) -> Settings:
+    def new(cls, address: str, state_dir: Path, shared_database: bool = False) -> Settings:
         """Settings with fresh random passwords."""
-        users = ("admin", *SERVICE_USERS, "rabbit")
-        return cls(address, state_dir, {user: _password() for user in users})
+        users = ("admin", *SERVICE_USERS, "rabbit", "database")
+        passwords = {user: _password() for user in users}
+        return cls(address, state_dir, passwords, shared_database)
 
     @classmethod
-    def open(cls, address: str, state_dir: Path) -> Settings:
+    def open(cls, address: str, state_dir: Path, shared_database: bool = False) -> Settings:
         """The settings kept in ``state_dir``, made and kept there if there are none.
 
-        :raises ValueError: those kept are of another address.
+        :raises ValueError: those kept are of another address, or of a stack without the shared
+            database that is asked for.
         """
         file = state_dir / "stack.json"
         if file.exists():
             kept = json.loads(file.read_text())
             if kept["address"] != address:
                 raise ValueError(f"{file} is of address {kept['address']}, not {address}")
-            return cls(address, state_dir, kept["passwords"])
-        new = cls.new(address, state_dir)
-        write_private(file, json.dumps({"address": address, "passwords": new.passwords}))
+            shared = bool(kept.get("shared_database"))
+            if shared_database and not shared:
+                raise ValueError(f"{file} is of a stack without a shared database")
+            return cls(address, state_dir, kept["passwords"], shared)
+        new = cls.new(address, state_dir, shared_database)
+        kept = {"address": address, "shared_database": shared_database, "passwords": new.passwords}
+        write_private(file, json.dumps(kept))
         return new
 
     @property
@@ -151,6 +162,10 @@ class Settings:
 
         The busy timeout (seconds, sqlite3.connect) lets writers of several processes queue.
         """
+        if service == "cinder" and self.shared_database:
+            where = f"cinder:{self.passwords['database']}@{self.address}:{DATABASE_PORT}"
+            url = f"mysql+pymysql://{where}/cinder?charset=utf8"
+            return {"database": {"connection": url, "max_pool_size": 2, "max_overflow": 10}}
         return {
             "database": {
                 "connection": f"sqlite:///{self.database(service)}?plugin={sqlite.PLUGIN}&timeout=60",

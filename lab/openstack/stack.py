@@ -7,15 +7,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from lab.openstack import cinder, config, glance, keystone, memory, pristine, rabbitmq
+from lab.openstack import cinder, config, glance, keystone, mariadb, memory, pristine, rabbitmq
 from lab.openstack.netns import Inside
 from lab.openstack.readiness import Waiter
 from lab.openstack.service import Service
 
 Progress = Callable[[str], None]
 
-# In the order in which they are started.
+# In the order in which they are started; the first only for a shared database.
 NAMES = (
+    mariadb.NAME,
     *("epmd", "rabbitmq", "cinder-scheduler", "cinder-api", "glance-api", "keystone"),
     "cinder-volume",
 )
@@ -51,16 +52,21 @@ class Stack:
     :param processes: starts, watches and stops them, and keeps their logs.
     :param state_dir: everything the services write goes below it.
     :param address: an address of the namespace; all services listen there.
+    :param shared_database: keep Cinder's database in MariaDB, so that a cinder-volume on another
+        machine can use it. The default, SQLite, is smaller and needs no server. A stack that
+        exists keeps what it was made with.
 
     A stack that runs already, started by another process from the same directory, can be used
     and stopped through a new object; :meth:`start` starts what does not run.
 
-    :raises ValueError: the directory is of a stack with another address.
+    :raises ValueError: the directory is of a stack with another address or database.
     """
 
-    def __init__(self, processes: Processes, state_dir: Path, address: str) -> None:
+    def __init__(
+        self, processes: Processes, state_dir: Path, address: str, shared_database: bool = False
+    ) -> None:
         self._processes = processes
-        self.settings = config.Settings.open(address, state_dir)
+        self.settings = config.Settings.open(address, state_dir, shared_database)
         self._inside = Inside(processes.netns)
         self._waiter = Waiter(self._inside.call, processes.alive, processes.log_path)
         self.start_seconds: dict[str, float] = {}
@@ -70,6 +76,7 @@ class Stack:
 
         :raises readiness.ServiceFailedError: a service could not be used in time.
         :raises pristine.PristineError: the databases could not be made.
+        :raises mariadb.DatabaseServerError: the shared database could not be made.
         """
         pristine.copy(pristine.provide(progress), self.settings)
         cinder.write_config(self.settings)
@@ -80,6 +87,10 @@ class Stack:
             glance.service(self.settings),
             keystone.service(self.settings),
         ]
+        if self.settings.shared_database:
+            progress("starting MariaDB")
+            self._start([mariadb.service(self.settings)], progress)
+            mariadb.migrate(self.settings)
         progress("starting " + ", ".join(service.name for service in services))
         self._start([rabbitmq.epmd(self.settings)], progress)
         self._start(services, progress)
@@ -102,9 +113,20 @@ class Stack:
         """Text of a complete cinder.conf for a cinder-volume that runs elsewhere.
 
         It holds this stack's passwords. ``overrides`` (section to options) must replace what
-        differs there: paths, and ``[database] connection``, for SQLite is a local file.
+        differs there: host, address and paths.
+
+        :raises ValueError: the stack has no shared database.
         """
+        if not self.settings.shared_database:
+            raise ValueError("Cinder's database is a file that only this machine has")
         return cinder.volume_config(self.settings, backends, overrides)
+
+    def reporting_backends(self) -> set[str]:
+        """The ``host@backend`` names, wherever they run, whose capacity the scheduler knows.
+
+        :raises OSError: cinder or keystone could not be asked.
+        """
+        return self._inside.call(lambda: cinder.reporting_backends(self.settings))
 
     def exports(self) -> dict[str, str]:
         """The environment (OS_*) that makes the ``openstack`` command the admin here."""

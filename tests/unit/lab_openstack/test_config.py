@@ -51,7 +51,8 @@ def test_private_file_is_readable_by_its_owner_only(tmp_path):
 
 def test_passwords_are_random_and_not_shown(settings, tmp_path):
     other = config.Settings.new("192.0.2.7", tmp_path)
-    assert set(settings.passwords) == {"admin", "cinder", "glance", "nova", "rabbit"}
+    users = {"admin", "cinder", "glance", "nova", "rabbit", "database"}
+    assert set(settings.passwords) == users
     everything = [*settings.passwords.values(), *other.passwords.values()]
     assert len(set(everything)) == 10
     assert not any(password in repr(settings) for password in everything)

@@ -55,11 +55,15 @@ def make(processes, tmp_path, monkeypatch):
         (stack.cinder, "api", "cinder-api"),
         (stack.cinder, "scheduler", "cinder-scheduler"),
         (stack.cinder, "volume", "cinder-volume"),
+        (stack.mariadb, "service", "mariadb"),
     ):
         monkeypatch.setattr(module, function, ready_service(name))
+    monkeypatch.setattr(
+        stack.mariadb, "migrate", lambda settings: processes.history.append("migrate")
+    )
 
-    def make():
-        return stack.Stack(processes, tmp_path / "openstack", "192.0.2.7")
+    def make(**words):
+        return stack.Stack(processes, tmp_path / "openstack", "192.0.2.7", **words)
 
     return make
 
@@ -69,13 +73,14 @@ def test_start_and_stop_in_opposite_order(make, processes):
     one = make()
     one.start(lines.append)
     one.start_volume({"b": {}}, lines.append)
-    assert tuple(name.strip("+") for name in processes.history) == stack.NAMES
-    assert len([line for line in lines if " ready after " in line]) == len(stack.NAMES)
-    assert set(one.start_seconds) == set(stack.NAMES)
+    names = [name for name in stack.NAMES if name != "mariadb"]
+    assert [name.strip("+") for name in processes.history] == names
+    assert len([line for line in lines if " ready after " in line]) == len(names)
+    assert set(one.start_seconds) == set(names)
 
     processes.history.clear()
     one.stop()
-    assert [name.strip("-") for name in processes.history] == list(reversed(stack.NAMES))
+    assert [name.strip("-") for name in processes.history] == list(reversed(names))
     one.stop()
     assert processes.running == {}
 
@@ -111,6 +116,36 @@ def test_volume_service_can_be_replaced_alone(make, processes):
     one.stop_volume()
     one.start_volume({"b": {}}, lambda line: None)
     assert processes.history == ["+cinder-volume", "-cinder-volume", "+cinder-volume"]
+    one.stop()
+
+
+def test_shared_database_is_ready_before_any_service_that_uses_it(make, processes):
+    one = make(shared_database=True)
+    one.start(lambda line: None)
+    assert processes.history[:2] == ["+mariadb", "migrate"]
+    assert "+cinder-api" in processes.history
+    one.stop()
+    assert processes.history[-1] == "-mariadb"
+
+
+def test_stack_keeps_the_database_it_was_made_with(make):
+    make(shared_database=True).stop()
+    assert make().settings.shared_database
+
+
+def test_stack_with_a_local_database_cannot_become_shared(make):
+    one = make()
+    one.stop()
+    with pytest.raises(ValueError, match="without a shared database"):
+        make(shared_database=True)
+    with pytest.raises(ValueError, match="a file that only this machine has"):
+        one.volume_config({"b": {}})
+
+
+def test_config_for_a_volume_service_elsewhere(make):
+    one = make(shared_database=True)
+    text = one.volume_config({"b": {}}, {"DEFAULT": {"host": "elsewhere"}})
+    assert "host = elsewhere" in text
     one.stop()
 
 
