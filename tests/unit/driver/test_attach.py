@@ -215,6 +215,23 @@ def test_unknown_volume(any_driver, make_volume):
     assert any_driver.terminate_connection(volume, ONE) is False
 
 
+def test_detach_of_a_volume_gone_is_success(any_driver, make_volume):
+    any_driver.server.fail("POST /unpublish", Refused("NotExists", "no such volume", 404))
+    assert any_driver.terminate_connection(make_volume(), ONE) is False
+
+
+def test_detach_does_not_take_a_failure_for_gone(any_driver, make_volume):
+    volume = created(any_driver, make_volume)
+    any_driver.initialize_connection(volume, ONE)
+    any_driver.server.fail("POST /unpublish", Refused("InternalError", "a defect", 500))
+    with pytest.raises(exception.VolumeBackendAPIException, match="detach volume"):
+        any_driver.terminate_connection(volume, ONE)
+    any_driver.server.fail("POST /unpublish", Refused("InternalError", "a defect", 500))
+    with pytest.raises(exception.VolumeBackendAPIException, match="from every host"):
+        any_driver.terminate_connection(volume, None)
+    assert any_driver.server.published == {(ONE["uuid"], volume.id)}
+
+
 @pytest.mark.parametrize("call", ["GET /volumes/*", "GET /targets", "GET /backends/node-1"])
 def test_failed_step_takes_the_publication_back(make_driver, make_volume, call):
     driver = make_driver(state=kumoscale.KumoScale(()))
