@@ -17,7 +17,7 @@ import json
 import os
 import py_compile
 import shutil
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +123,10 @@ class Lab:
                 dataclasses.asdict(spec) for spec in _machine_specs(storage, compute, ssd_gib)
             ],
         }
-        directory = base_directory() / name
-        directory.mkdir(parents=True)
-        (directory / "state.json").write_text(json.dumps(state, indent=1))
         lab = cls(name, state)
         try:
+            lab.state_dir.mkdir(parents=True, exist_ok=True)
+            (lab.state_dir / "state.json").write_text(json.dumps(state, indent=1))
             lab._make(progress)
         except BaseException:
             lab.down()
@@ -144,10 +143,14 @@ class Lab:
             machine.create_overlay()
             self.network.add_tap(machine.spec.tap)
             machine.start()
-        with ThreadPoolExecutor(len(self.machines)) as pool:
+        pool = ThreadPoolExecutor(len(self.machines))
+        try:
             futures = [pool.submit(_boot, item, progress) for item in self.machines.values()]
-            for future in futures:
+            for future in as_completed(futures):
                 future.result()
+        finally:
+            # After a failure the others end as soon as their virtual machines are gone.
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _copy_source(self) -> None:
         """Copy the code for the guests, compiled: compiling there would cost seconds per start."""
@@ -162,7 +165,12 @@ class Lab:
         compileall.compile_dir(target, quiet=2, invalidation_mode=mode)
 
     def down(self) -> None:
-        """Remove the lab: processes, namespace, files. Safe to repeat."""
+        """Remove the lab: processes, namespace, files. Safe to repeat.
+
+        :raises LabError: something could not be stopped; namespace and files stay.
+        """
+        for machine in self.machines.values():
+            machine.kill()
         self.processes.stop_all()
         self.network.remove()
         if self.state_dir.exists():

@@ -56,7 +56,8 @@ class Brick:
         self._machine.run(f"systemd-run --collect --unit {self.UNIT} {service}")
         deadline = time.monotonic() + _READY_SECONDS
         while self._machine.run(["test", "-S", SOCKET], check=False).returncode:
-            if time.monotonic() > deadline:
+            failed = self._machine.run(f"systemctl is-active -q {self.UNIT}", check=False)
+            if failed.returncode or time.monotonic() > deadline:
                 log = self._machine.run(f"journalctl -u {self.UNIT} -n 20 --no-pager -o cat")
                 raise LabError(f"{self._machine.name}: os-brick did not start:\n{log.stdout}")
             time.sleep(0.5)

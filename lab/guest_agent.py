@@ -66,7 +66,7 @@ class GuestAgent:
         self._ids = itertools.count(int(time.time() * 1000) % (1 << 30))
 
     def close(self) -> None:
-        """Drop the connection; the next call connects anew."""
+        """Drop the connection; each call makes one of its own."""
         if self._sock is not None:
             self._sock.close()
         self._sock = None
@@ -81,15 +81,16 @@ class GuestAgent:
         with self._lock:
             try:
                 return self._call(command, arguments, time.monotonic() + timeout)
-            except OSError as error:
-                self.close()
+            except (OSError, ValueError) as error:
                 raise GuestAgentError(
                     f"{self._name}: the guest agent does not answer {command}: {error}"
                 ) from error
+            finally:
+                # QEMU serves one client at a time: let commands of other processes in between.
+                self.close()
 
     def _call(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
-        if self._sock is None:
-            self._synchronise(deadline)
+        self._synchronise(deadline)
         self._send({"execute": command, "arguments": arguments})
         answer = self._read(deadline)
         if "error" in answer:
@@ -100,6 +101,7 @@ class GuestAgent:
     def _synchronise(self, deadline: float) -> None:
         """Skip whatever an earlier connection left half-read (guest-sync-delimited)."""
         self._sock = self._connect()
+        self._sock.settimeout(max(0.1, deadline - time.monotonic()))
         self._buffer = b""
         number = next(self._ids)
         # 0xFF resets the agent's parser; it answers with 0xFF before the reply.

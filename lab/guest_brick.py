@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 SOCKET = "/run/kumo-brick.sock"
+_LOCKS = "/run/lock/os-brick"
 
 
 class Brick:
@@ -29,12 +30,14 @@ class Brick:
         import os_brick
         from os_brick.initiator import connector
         from os_brick.privileged import default
+        from oslo_concurrency import lockutils
         from oslo_config import cfg
 
-        conf = cfg.ConfigOpts()
+        conf = cfg.CONF
+        lockutils.set_defaults(_LOCKS)
+        conf([], project="kumo-brick", default_config_files=[])
         os_brick.setup(conf)
-        conf([])
-        conf.set_override("lock_path", "/run/lock/os-brick", group="oslo_concurrency")
+        conf.set_override("lock_path", _LOCKS, group="os_brick")
         # This process is root: privileged calls need no helper process.
         default.set_client_mode(False)
         self._module = connector

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -22,69 +23,25 @@ from lab.progress import Progress
 
 KERNELS = {"6.12": "linux-image-6.12-amd64", "6.1": "linux-image-amd64"}
 DEFAULT_KERNEL = "6.12"
-PACKAGES = [
-    "cryptsetup-bin",
-    "dbus",
-    "e2fsprogs",
-    "fio",
-    "initramfs-tools",
-    "iproute2",
-    "iptables",
-    "kmod",
-    "lsscsi",
-    "lvm2",
-    "mdadm",
-    "nvme-cli",
-    "parted",
-    "procps",
-    "python3",
-    "qemu-guest-agent",
-    "qemu-utils",
-    "sg3-utils",
-    "strace",
-    "sudo",
-    "systemd",
-    "systemd-sysv",
-    "thin-provisioning-tools",
-    "udev",
-    "util-linux",
-    "zstd",
-]
+PACKAGES = """
+    cryptsetup-bin dbus e2fsprogs fio initramfs-tools iproute2 iptables kmod lsscsi lvm2 mdadm
+    nvme-cli parted procps python3 qemu-guest-agent qemu-utils sg3-utils strace sudo systemd
+    systemd-sysv thin-provisioning-tools udev util-linux zstd
+""".split()  # noqa: SIM905
 # Units that a machine that lives for minutes does not need; each costs seconds without KVM.
-MASKED = [
-    "apt-daily-upgrade.timer",
-    "apt-daily.timer",
-    "blk-availability.service",
-    "dpkg-db-backup.timer",
-    "e2scrub_all.timer",
-    "e2scrub_reap.service",
-    "fstrim.timer",
-    "getty@tty1.service",
-    "serial-getty@ttyS0.service",
-    "mdcheck_continue.timer",
-    "mdcheck_start.timer",
-    "mdmonitor-oneshot.timer",
-    "mdmonitor.service",
-    "nvmefc-boot-connections.service",
-    "nvmf-autoconnect.service",
-    "systemd-firstboot.service",
-    "systemd-logind.service",
-    "systemd-networkd.service",
-    "systemd-pstore.service",
-    "systemd-random-seed.service",
-    "systemd-timesyncd.service",
-    "systemd-update-utmp.service",
-    "systemd-update-utmp-runlevel.service",
-    "systemd-user-sessions.service",
-    "lvm2-monitor.service",
-    "systemd-sysusers.service",
-    "keyboard-setup.service",
-    "systemd-binfmt.service",
-    "sys-kernel-debug.mount",
-    "sys-kernel-tracing.mount",
-    "dev-hugepages.mount",
-    "dev-mqueue.mount",
-]
+MASKED = """
+    apt-daily-upgrade.timer apt-daily.timer blk-availability.service dev-hugepages.mount
+    dev-mqueue.mount dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
+    getty@tty1.service keyboard-setup.service lvm2-monitor.service mdcheck_continue.timer
+    mdcheck_start.timer mdmonitor-oneshot.timer mdmonitor.service modprobe@drm.service
+    modprobe@fuse.service modprobe@loop.service nvmefc-boot-connections.service
+    nvmf-autoconnect.service serial-getty@ttyS0.service sys-fs-fuse-connections.mount
+    sys-kernel-debug.mount sys-kernel-tracing.mount systemd-binfmt.service
+    systemd-firstboot.service systemd-logind.service systemd-networkd.service
+    systemd-pstore.service systemd-random-seed.service systemd-sysusers.service
+    systemd-timesyncd.service systemd-update-utmp-runlevel.service systemd-update-utmp.service
+    systemd-user-sessions.service
+""".split()  # noqa: SIM905
 INITRAMFS_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 ROOT_SIZE = "4G"
 FILES = {
@@ -131,6 +88,7 @@ if [ "$(blkid -p -s UUID -o value /dev/vda)" != "$HOST_ID" ]; then
     tune2fs -U "$HOST_ID" /dev/vda
 fi
 cp -r --no-preserve=ownership $seed/files/. /
+[ -z "$MODULES" ] || modprobe -a $MODULES
 """,
     "usr/local/bin/kumo-python": """\
 #!/bin/sh
@@ -261,17 +219,30 @@ def _configure(tree: Path) -> None:
 
 
 def _run(argv: list[str], *, input: str | None = None, env: dict[str, str] | None = None) -> None:
-    done = subprocess.run(
-        argv, input=input, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    process = subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=env,
+        text=True,
+        start_new_session=True,
     )
-    if done.returncode:
-        tail = "\n".join(done.stdout.splitlines()[-15:])
-        raise LabError(f"{argv[0]} failed with code {done.returncode}:\n{tail}")
+    try:
+        output, _ = process.communicate(input)
+    except BaseException:
+        # Its children (apt, dpkg) must not go on writing after an interrupt.
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        raise
+    if process.returncode:
+        tail = "\n".join(output.splitlines()[-15:])
+        raise LabError(f"{argv[0]} failed with code {process.returncode}:\n{tail}")
 
 
 def _remove_tree(path: Path) -> None:
     """Remove a tree unless something is still mounted below it."""
     mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     for mount in sorted((m for m in mounts if m.startswith(f"{path}/")), reverse=True):
-        _run(["umount", mount])
+        _run(["umount", "--lazy", mount])
     shutil.rmtree(path)

@@ -27,8 +27,17 @@ STORAGE = "storage"
 COMPUTE = "compute"
 MEMORY_MIB = {STORAGE: 640, COMPUTE: 1536}
 BOOT_SECONDS = 300.0
+# What the installation guide tells an operator to have loaded; os-brick loads no module itself.
+_MODULES: dict[str, tuple[str, ...]] = {STORAGE: (), COMPUTE: ("nvme-tcp", "raid1")}
 # Loaded for the emulated processor and board, and of no use here; each costs boot time.
-_NEEDLESS_MODULES = ("aesni_intel", "ghash_clmulni_intel", "iTCO_wdt", "lpc_ich", "psmouse")
+_NEEDLESS_MODULES = (
+    "aesni_intel",
+    "ghash_clmulni_intel",
+    "iTCO_wdt",
+    "lpc_ich",
+    "psmouse",
+    "kvm_amd",
+)
 _NAMESPACE = uuid.UUID("0c1f6c0e-6f0e-5f7a-8a53-6a6c3d0f2b11")
 
 
@@ -129,6 +138,7 @@ class Machine:
         (seed / "files").mkdir(parents=True, exist_ok=True)
         (seed / "seed.env").write_text(
             f"ADDRESS={self.address}\nHOST_ID={self.host_id}\nHOST_NQN={self.host_nqn}\n"
+            f"MODULES='{' '.join(_MODULES[self.role])}'\n"
         )
         for name, text in files.items():
             path = seed / "files" / name.lstrip("/")

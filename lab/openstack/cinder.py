@@ -15,7 +15,7 @@ Backends = Mapping[str, Mapping[str, str]]
 
 # What the log says when a driver cannot be loaded or fails its setup check; the process stays up.
 # The first comes from the volume manager, the second from cinder-volume's main.
-_DRIVER_FAILED = ("Failed to initialize driver", " failed to start.: ")
+DRIVER_FAILED = ("Failed to initialize driver", " failed to start.: ")
 
 
 def sections(settings: config.Settings) -> config.Sections:
@@ -128,7 +128,7 @@ def volume(settings: config.Settings, backends: Backends) -> Service:
         ],
         ready,
         config.service_environment(settings),
-        _DRIVER_FAILED,
+        DRIVER_FAILED,
     )
 
 
