@@ -255,6 +255,9 @@ class _Server(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # One segment for each answer: two would wait 40 ms for a delayed acknowledgement.
+    wbufsize = 1 << 16
+    disable_nagle_algorithm = True
     server: _Server
 
     def _answer(self) -> None:
