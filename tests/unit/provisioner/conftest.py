@@ -57,6 +57,8 @@ class FakeNodes:
     def call(self, call, *, probing=False):
         address, function = call
         try:
+            if address.port not in self.models:
+                raise errors.CommunicationError("nobody answers there")
             node = FaultyNode(self.models[address.port], self, address.port)
             return Outcome(value=function(node))
         except errors.KumoError as exc:
