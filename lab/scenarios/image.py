@@ -3,17 +3,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import subprocess
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.controlplane import ControlPlane, inventory
+from lab.errors import ScenarioFailedError
 from lab.network import CONTROL_ADDRESS
 from lab.openstack.guest_volume import GuestVolume
 from lab.openstack.stack import Stack
@@ -31,6 +32,7 @@ REPLICAS = (1, 2)
 CREDENTIALS = "/etc/cinder/kumo"
 
 _COPY_SECONDS = 180.0
+_SEED = 20
 
 
 @dataclass
@@ -76,16 +78,13 @@ class World:
 def run(ctx: Context) -> None:
     """Copy a raw and a qcow2 image into volumes of each type, and those volumes into images."""
     plane = ControlPlane(ctx.lab)
-    directory = ctx.lab.state_dir / "openstack-shared"
-    stack = Stack(ctx.lab.processes, directory, CONTROL_ADDRESS, shared_database=True)
-    service = GuestVolume(stack, ctx.lab.compute[0])
     # The services of another scenario on this lab have the same names and ports.
-    stack.stop()
-    stack = Stack(ctx.lab.processes, directory, CONTROL_ADDRESS, shared_database=True)
+    _stack(ctx).stop()
+    stack = _stack(ctx)
+    service = GuestVolume(stack, ctx.lab.compute[0])
     try:
-        plane.start(ctx.progress)
-        before = inventory(ctx.lab)
         _start(ctx, plane, stack, service)
+        before = inventory(ctx.lab)
         with tempfile.TemporaryDirectory(prefix="kumo-image-") as files:
             world = World(ctx, stack, Path(files))
             try:
@@ -95,7 +94,138 @@ def run(ctx: Context) -> None:
         with ctx.step("nothing is left on any machine"):
             after = inventory(ctx.lab)
             ctx.check(after == before, f"left behind: {after}, was {before}")
+        memory = stack.memory_kib()
+        ctx.note(f"MariaDB uses {memory['mariadb'] / 1024:.0f} MiB")
     finally:
         if not ctx.keep:
             service.stop()
             stack.stop()
+
+
+def _stack(ctx: Context) -> Stack:
+    directory = ctx.lab.state_dir / "openstack-shared"
+    return Stack(ctx.lab.processes, directory, CONTROL_ADDRESS, shared_database=True)
+
+
+def _start(ctx: Context, plane: ControlPlane, stack: Stack, service: GuestVolume) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for done in [
+            pool.submit(plane.start, ctx.progress),
+            pool.submit(_start_stack, ctx, stack),
+        ]:
+            done.result()
+    files = {
+        f"{CREDENTIALS}/ca.pem": plane.ca_file.read_bytes(),
+        f"{CREDENTIALS}/token": plane.token_file.read_bytes(),
+    }
+    backend = {
+        "volume_driver": DRIVER,
+        "kumo_urls": plane.url,
+        "kumo_ca_file": f"{CREDENTIALS}/ca.pem",
+        "kumo_token_file": f"{CREDENTIALS}/token",
+    }
+    with ctx.step(f"cinder-volume with the Kumo driver on {ctx.lab.compute[0].name}"):
+        service.start({BACKEND: backend}, files)
+
+
+def _start_stack(ctx: Context, stack: Stack) -> None:
+    with ctx.progress.task("Keystone, Glance, Cinder, RabbitMQ and MariaDB") as task:
+        stack.start(task.update)
+
+
+def _round_trip(world: World) -> None:
+    _make_images(world)
+    _make_types(world)
+    _to_volumes(world)
+    _to_images(world)
+    _compare(world)
+    _delete(world)
+
+
+def _make_images(world: World) -> None:
+    # Of random bytes, so that nothing of it is taken for zeros, and always the same.
+    world.pattern.write_bytes(random.Random(_SEED).randbytes(IMAGE_BYTES))
+    for form in FORMATS:
+        with world.ctx.step(
+            f"openstack image create --disk-format {form}, {IMAGE_BYTES >> 20} MiB"
+        ):
+            file = world.directory / f"pattern.{form}"
+            if not file.exists():
+                _qemu_img("convert", "-f", "raw", "-O", form, str(world.pattern), str(file))
+            words = ["--disk-format", form, "--container-format", "bare", "--file", str(file)]
+            made = world.openstack("image", "create", *words, f"image-{form}")
+            world.images[form] = made["id"]
+
+
+def _make_types(world: World) -> None:
+    for replicas in REPLICAS:
+        with world.ctx.step(f"openstack volume type create {_kind(replicas)}"):
+            words = ["--property", f"volume_backend_name={BACKEND}"]
+            words += ["--property", f"kumo:num_replicas={replicas}"]
+            world.openstack("volume", "type", "create", *words, _kind(replicas))
+
+
+def _kind(replicas: int) -> str:
+    return f"image-{replicas}"
+
+
+def _to_volumes(world: World) -> None:
+    begin = {}
+    for copy in world.copies:
+        with world.ctx.step(f"openstack volume create --image image-{copy.form} {copy.name}"):
+            words = ["--size", "1", "--image", world.images[copy.form]]
+            words += ["--type", _kind(copy.replicas)]
+            copy.volume = world.openstack("volume", "create", *words, copy.name)["id"]
+            begin[copy.volume] = time.monotonic()
+    for copy in world.copies:
+        with world.ctx.step(f"{copy.name} is available"):
+            world.cinder.wait("volume", copy.volume, "available", _COPY_SECONDS)
+        seconds = time.monotonic() - begin[copy.volume]
+        world.ctx.note(f"{seconds:.1f} s after its command ended")
+
+
+def _to_images(world: World) -> None:
+    for copy in world.copies:
+        with world.ctx.step(f"openstack image create --volume {copy.name} --disk-format qcow2"):
+            words = ["--volume", copy.volume, "--disk-format", "qcow2"]
+            made = world.openstack("image", "create", *words, f"{copy.name}-back")
+            copy.image = made["image_id"]
+    for copy in world.copies:
+        with world.ctx.step(f"{copy.name}-back is active"):
+            world.cinder.wait("volume", copy.volume, "available", _COPY_SECONDS)
+            shown = world.openstack("image", "show", copy.image)
+            world.ctx.check(shown["status"] == "active", f"the image is {shown['status']}")
+
+
+def _compare(world: World) -> None:
+    for copy in world.copies:
+        with world.ctx.step(f"openstack image save {copy.name}-back: the same content, then zeros"):
+            file = world.directory / f"{copy.name}.qcow2"
+            world.cinder.cli.run("image", "save", "--file", str(file), copy.image)
+            size = json.loads(_qemu_img("info", "--output=json", str(file)))["virtual-size"]
+            world.ctx.check(size >= GIB, f"{copy.name}-back has {size} bytes")
+            # The larger image must be zero beyond the end of the smaller one (qemu-img(1)).
+            _qemu_img("compare", "-f", "raw", "-F", "qcow2", str(world.pattern), str(file))
+
+
+def _delete(world: World) -> None:
+    volumes = [copy.volume for copy in world.copies]
+    with world.ctx.step("openstack volume delete, image delete: everything, and the types"):
+        world.cinder.cli.run("volume", "delete", *volumes)
+        images = [*world.images.values(), *(copy.image for copy in world.copies)]
+        world.cinder.cli.run("image", "delete", *images)
+        for volume in volumes:
+            world.cinder.wait("volume", volume, "gone")
+        world.cinder.cli.run("volume", "type", "delete", *(_kind(r) for r in REPLICAS))
+
+
+def _qemu_img(*words: str) -> str:
+    """Run qemu-img and return what it printed.
+
+    :raises ScenarioFailedError: it ended with another code than 0, as for images that differ.
+    """
+    done = subprocess.run(["qemu-img", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = f"{done.stdout}{done.stderr}".strip()
+        raise ScenarioFailedError(f"qemu-img {' '.join(words)}: code {done.returncode}: {said}")
+    return done.stdout
