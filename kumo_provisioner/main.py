@@ -82,6 +82,7 @@ def _serve(options: cfg.ConfigOpts) -> None:
     certificate, key = _check_tls(options)
     core = Core.make(options)
     if core.db.is_sqlite:
+        core.db.claim()
         core.db.upgrade()
     listen = options.server
     LOG.info("Serving on %s port %s", listen.listen_address, listen.listen_port)

@@ -8,6 +8,8 @@ commits. Statements and their meaning: sqlite.org/pragma.html and sqlite.org/lan
 
 from __future__ import annotations
 
+import fcntl
+import os
 import pathlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +40,7 @@ class Database:
             self.url = make_url(url)
         except sqlalchemy.exc.ArgumentError as exc:
             raise errors.ConfigError("[database] connection is no database URL") from exc
+        self._claim: int | None = None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite}
         if self.is_sqlite and self.url.database in (None, "", ":memory:"):
@@ -81,8 +84,33 @@ class Database:
                 way_out="check [database] connection, and that its directory exists",
             ) from exc
 
+    def claim(self) -> None:
+        """Make sure that no second provisioner works on this SQLite file.
+
+        It would take operations of this one for the remains of a dead process. The kernel gives
+        the claim back when the process ends, however it ends.
+
+        :raises ConfigError: when another process has claimed it.
+        """
+        if not self.is_sqlite:
+            return
+        path = f"{self.url.database}.lock"
+        try:
+            self._claim = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(self._claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise errors.ConfigError(
+                f"another provisioner uses the database {self.url.database}",
+                way_out="end it first; one SQLite file serves one provisioner",
+            ) from exc
+        except OSError as exc:
+            raise errors.ConfigError(f"{path}: {exc.strerror}") from exc
+
     def close(self) -> None:
         self.engine.dispose()
+        if self._claim is not None:
+            os.close(self._claim)
+            self._claim = None
 
 
 def _on_sqlite_connect(connection: Any, _record: Any) -> None:

@@ -4,11 +4,13 @@
 import shutil
 
 import pytest
+from starlette.testclient import TestClient
 
 from kumo_client import errors
 from kumo_client.schemas.backend import BackendCreate
 from kumo_client.schemas.host import HostProbe
 from kumo_client.schemas.volume import StorageClass, VolumeCreate
+from kumo_provisioner import app, auth
 from kumo_provisioner import conf as provisioner_conf
 from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
@@ -18,6 +20,7 @@ from kumo_provisioner.services import backends
 from tests.fakes.node_model import NodeModel
 
 NQN = "nqn.2014-08.org.nvmexpress:uuid:host-1"
+TOKEN, READER, WRITER = "admin-token", "monitor-token", "storage-token"
 HOST = HostProbe(host_nqn=NQN, host_id="host-1", name="compute-1")
 
 
@@ -126,3 +129,18 @@ def three(core):
 def volume(alias="volume", gib=1, replicas=1, **extra):
     asked = StorageClass(num_replicas=replicas, **extra.pop("asked", {}))
     return VolumeCreate(alias=alias, capacity=gib, storage_class=asked, **extra)
+
+
+@pytest.fixture
+def web(core, three):
+    tokens = auth.Tokens(
+        {
+            auth.digest(TOKEN): auth.Identity("admin", auth.ADMIN),
+            auth.digest(READER): auth.Identity("reader", auth.MONITOR),
+            auth.digest(WRITER): auth.Identity("writer", auth.STORAGE),
+        }
+    )
+    application = app.make(core, tokens, background=False)
+    with TestClient(application, raise_server_exceptions=False) as client:
+        client.headers["Authorization"] = f"Bearer {TOKEN}"
+        yield client

@@ -5,36 +5,18 @@ import json
 import uuid
 
 import pytest
-from starlette.testclient import TestClient
 
 from kumo_client import errors
 from kumo_client.schemas.backend import Backend
 from kumo_client.schemas.host import Host, Target
 from kumo_client.schemas.snapshot import Snapshot
 from kumo_client.schemas.volume import Location, Volume
-from kumo_provisioner import app, auth
 from kumo_provisioner.edge import MAX_BODY
-from tests.unit.provisioner.conftest import NQN
+from tests.unit.provisioner.conftest import NQN, READER, TOKEN, WRITER
 
-TOKEN, READER, WRITER = "admin-token", "monitor-token", "storage-token"
 UUID = str(uuid.uuid4())
 VOLUME = {"alias": "a", "capacity": 1}
 HOST = {"hostNqn": NQN, "hostId": "h"}
-
-
-@pytest.fixture
-def web(core, three):
-    tokens = auth.Tokens(
-        {
-            auth.digest(TOKEN): auth.Identity("admin", auth.ADMIN),
-            auth.digest(READER): auth.Identity("reader", auth.MONITOR),
-            auth.digest(WRITER): auth.Identity("writer", auth.STORAGE),
-        }
-    )
-    application = app.make(core, tokens, background=False)
-    with TestClient(application, raise_server_exceptions=False) as client:
-        client.headers["Authorization"] = f"Bearer {TOKEN}"
-        yield client
 
 
 def assert_error(answer, status, http_status):

@@ -9,9 +9,6 @@ from kumo_client import errors
 from kumo_client.schemas import backend, host, snapshot, volume
 from kumo_provisioner.db import models
 from tests.unit.provisioner.conftest import NQN
-from tests.unit.provisioner.test_edge import web
-
-__all__ = ["web"]
 
 PATHS = {
     "/volumes": volume.VolumeCreate,

@@ -109,6 +109,19 @@ def test_sqlite_is_set_up_to_survive(core):
             assert session.scalar(sqlalchemy.text(f"PRAGMA {name}")) == value
 
 
+def test_a_second_provisioner_on_the_same_file_is_refused(core, tmp_path):
+    core.db.claim()
+    second = Database(f"sqlite:///{tmp_path}/provisioner.db")
+    with pytest.raises(errors.ConfigError, match="another provisioner"):
+        second.claim()
+    second.close()
+    core.db.close()
+    second.claim()
+    second.close()
+    with pytest.raises(errors.ConfigError, match="No such file"):
+        Database("sqlite:////no/such/dir/x.db").claim()
+
+
 def test_a_write_that_fails_is_rolled_back(core):
     def failing():
         with core.db.write() as session:
