@@ -81,6 +81,8 @@ class FakeNode:
         self._rules: list[Rule] = []
         self._token = token
         self._guard = threading.Lock()
+        # Calls at work, also those whose caller is gone.
+        self.busy = 0
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(certificate)
         self._server: _Server | None = None
@@ -177,6 +179,15 @@ class FakeNode:
 
     def handle(self, method: str, target: str, authorization: str, body: bytes) -> dict[str, Any]:
         """Answer one call."""
+        with self._guard:
+            self.busy += 1
+        try:
+            return self._handle(method, target, authorization, body)
+        finally:
+            with self._guard:
+                self.busy -= 1
+
+    def _handle(self, method: str, target: str, authorization: str, body: bytes) -> dict[str, Any]:
         if authorization != f"Bearer {self._token}":
             raise errors.UnauthorizedError("a valid bearer token is needed")
         url = urllib.parse.urlsplit(target)
@@ -315,6 +326,13 @@ class Fleet:
     def clear_faults(self) -> None:
         for node in self.nodes:
             node.clear_faults()
+
+    def settle(self, seconds: float = 20.0) -> None:
+        """Wait until no node works on a call any more."""
+        deadline = time.monotonic() + seconds
+        while any(node.busy for node in self.nodes):
+            assert time.monotonic() < deadline, "a call does not end"
+            time.sleep(0.02)
 
     def objects(self) -> set[str]:
         """uuids of all replicas and snapshots on all nodes."""

@@ -119,6 +119,7 @@ def test_kill_at_each_boundary(provisioner, fleet, which, before, late):
     if not late:
         for hold in holds:
             hold.release(drop=True)
+        fleet.settle()
     fleet.clear_faults()
 
     provisioner.start()
@@ -126,7 +127,7 @@ def test_kill_at_each_boundary(provisioner, fleet, which, before, late):
     if late:
         for hold in holds:
             hold.release()
-        time.sleep(0.3)
+        fleet.settle()
         provisioner.reconcile()
     assert counts["unknown"] == counts["waiting"] == counts["skipped"] == 0
     common.assert_consistent(provisioner, fleet)
@@ -154,6 +155,7 @@ def test_kill_during_the_undo_of_a_failed_create(provisioner, fleet):
     provisioner.kill()
     hold.release(drop=True)
     threads[0].join(10)
+    fleet.settle()
     fleet.clear_faults()
     provisioner.start()
     provisioner.reconcile()
@@ -202,6 +204,7 @@ def test_kills_at_random_moments_under_load(provisioner, fleet):
         stop.set()
         for thread in threads:
             thread.join(20)
+        fleet.settle()
         provisioner.start()
         counts = provisioner.reconcile()
         assert counts["unknown"] == 0

@@ -121,7 +121,7 @@ def test_a_slow_node_costs_an_error_and_no_space(provisioner, fleet):
         client.create_volume(common.volume(2))
     assert time.monotonic() - begun < 8
     slow.clear_faults()
-    time.sleep(2.5)
+    fleet.settle()
     # The call that was given up has taken effect since.
     provisioner.reconcile()
     provisioner.reconcile()
