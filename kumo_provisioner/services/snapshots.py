@@ -80,6 +80,13 @@ def of_volume(core: Core, tenant: str, uuid: str) -> list[wire.Snapshot]:
 
 
 def _refuse_incoherent(volume: models.Volume) -> None:
+    """Refuse a source whose legs may differ in size or content."""
+    if volume.wanted_capacity != volume.capacity:
+        raise errors.BusyError(
+            f"an extension of volume {volume.uuid} to {volume.wanted_capacity} GiB is under way",
+            volume=volume.uuid,
+            way_out="repeat the call later",
+        )
     if not volume.replicated:
         return
     hosts = sorted(one.host_id for one in volume.publications)
@@ -120,6 +127,7 @@ def create(core: Core, tenant: str, request: wire.SnapshotCreate) -> str:
     :raises NotExistsError: when there is no such volume.
     :raises AlreadyExistsError: when uuid or alias is taken.
     :raises NotCoherentError: when the volume is replicated and published.
+    :raises BusyError: while an extension of the volume is unfinished.
     :raises BackendUnavailableError: when a node could not be asked; nothing is left of it.
     """
     uuid = request.snapshot_id or str(uuidlib.uuid4())
@@ -251,6 +259,7 @@ def clone(core: Core, tenant: str, request: CloneCreate) -> str:
     :raises AlreadyExistsError: when uuid or alias is taken.
     :raises InvalidInputError: when it would be smaller than its source.
     :raises NotCoherentError: when the source is replicated and published.
+    :raises BusyError: while an extension of the source is unfinished.
     """
     uuid = request.volume_id or str(uuidlib.uuid4())
     if uuid == request.source_volume_id:

@@ -210,6 +210,10 @@ def test_an_extension_cut_off_is_finished_later(core, three, fault):
     assert shown(core, uid).capacity == 1, "not before all have grown"
     with pytest.raises(errors.ConflictError, match="under way"):
         volumes.extend(core, T, uid, 2)
+    with pytest.raises(errors.BusyError, match="under way"):
+        made_snapshot(core, uid)
+    with pytest.raises(errors.BusyError, match="under way"):
+        snapshots.clone(core, T, CloneCreate(source_volume_id=uid, alias="c"))
     core.nodes.faults.clear()
     assert reconcile.run(core).extended == 1
     assert shown(core, uid).capacity == 3
