@@ -80,6 +80,11 @@ class Lab:
         """The compute machines, in order."""
         return [item for item in self.machines.values() if item.role == COMPUTE]
 
+    def log_files(self) -> list[Path]:
+        """Logs of all processes and consoles of all machines."""
+        services = sorted((self.state_dir / "logs").glob("*.log"))
+        return [*services, *(m.console_path for m in self.machines.values())]
+
     @classmethod
     def exists(cls, name: str = DEFAULT_NAME) -> bool:
         """Is there a lab of that name, complete or not?"""

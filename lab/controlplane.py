@@ -160,9 +160,12 @@ class ControlPlane:
         """Decoded JSON output of the ``kumo`` command."""
         return json.loads(self.kumo(*words, "-f", "json").stdout)
 
-    def client(self) -> Client:
-        """A client inside the namespace, for scenarios that need more than the command offers."""
-        return Client(self)
+    def client(self, budget: float = 120.0) -> Client:
+        """A client inside the namespace, for scenarios that need more than the command offers.
+
+        :param budget: seconds for one call, repeats included.
+        """
+        return Client(self, budget)
 
     def kill(self) -> None:
         """SIGKILL the provisioner."""
@@ -176,12 +179,13 @@ class ControlPlane:
 class Client:
     """Calls of :class:`Provisioner`, each made inside the lab's namespace."""
 
-    def __init__(self, plane: ControlPlane) -> None:
+    def __init__(self, plane: ControlPlane, budget: float) -> None:
         self._inside = Inside(plane.lab.netns)
         session = Session(
             [plane.url],
             token=plane.token_file.read_text().strip(),
             ca_file=str(plane.ca_file),
+            budget=budget,
         )
         self._api = Provisioner(session)
 

@@ -66,6 +66,11 @@ class Provisioner:
         """Tenants with their budgets; the default one has the id ``0``."""
         return models(Tenant, self.session.request("GET", "/tenants"))
 
+    def reconcile(self) -> dict[str, int]:
+        """Compare record and nodes now (capability ``reconcile``); what was done, as counts."""
+        answer = self.session.request("POST", "/reconcile", idempotent=True)
+        return {key: value for key, value in answer.items() if type(value) is int}
+
     # -- backends -----------------------------------------------------------------------------
 
     def add_backend(self, create: BackendCreate) -> Backend:

@@ -25,6 +25,9 @@ def _not_reserved(value: str) -> str:
             raise ValueError(f"must not contain {text!r}, which old clients take for an error")
     if any(ord(char) < 32 or ord(char) == 127 for char in value):
         raise ValueError("must not contain control characters")
+    # JSON can spell half a surrogate pair; no such text can be stored or sent again.
+    if any(0xD800 <= ord(char) <= 0xDFFF for char in value):
+        raise ValueError("must be valid Unicode")
     return value
 
 

@@ -13,6 +13,8 @@ CAPABILITY_PUBLISH_ATTACH = "publish-attach"
 CAPABILITY_TYPED_ERRORS = "typed-errors"
 # A snapshot volume or clone may be created with ``capacity``.
 CAPABILITY_SNAPSHOT_VOLUME_CAPACITY = "snapshot-volume-capacity"
+# ``POST /reconcile`` compares record and nodes now and answers what it did.
+CAPABILITY_RECONCILE = "reconcile"
 
 
 class Info(WireModel):

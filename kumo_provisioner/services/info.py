@@ -10,13 +10,11 @@ from kumo_client.schemas import info as wire
 from kumo_provisioner.core import Core
 from kumo_provisioner.services import capacity
 
-# ``POST /reconcile`` compares record and nodes now and answers what it did.
-CAPABILITY_RECONCILE = "reconcile"
 CAPABILITIES = [
     wire.CAPABILITY_PUBLISH_ATTACH,
     wire.CAPABILITY_TYPED_ERRORS,
     wire.CAPABILITY_SNAPSHOT_VOLUME_CAPACITY,
-    CAPABILITY_RECONCILE,
+    wire.CAPABILITY_RECONCILE,
 ]
 
 

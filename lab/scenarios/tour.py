@@ -59,6 +59,9 @@ def run(ctx: Context) -> None:
             after = inventory(ctx.lab)
             ctx.check(after == before, f"left behind: {after}, was {before}")
             ctx.check(not any(after.values()), f"left behind: {after}")
+        with ctx.step("no secret is in any log"):
+            found = secrets_in_logs(ctx.lab, services)
+            ctx.check(not found, f"secrets in {found}")
         memory = sum(services.stack.memory_kib().values()) / 1024
         ctx.note(f"OpenStack services together use {memory:.0f} MiB")
     finally:
@@ -186,6 +189,21 @@ def _delete(life: Life) -> None:
         for volume in [*life.copies, life.volume]:
             cinder.wait("volume", volume, "gone")
         cinder.cli.run("volume", "type", "delete", life.kind)
+
+
+def secrets_in_logs(lab: Lab, services: Services) -> list[str]:
+    """Names of logs, of services and of machines, that hold a token, a password or a private key.
+
+    :raises LabError: a machine's log could not be read.
+    """
+    plane = services.plane
+    files = [plane.token_file, plane.directory / "node.token"]
+    secrets = [path.read_text().strip() for path in files]
+    secrets += [*services.stack.settings.passwords.values(), "PRIVATE KEY-----"]
+    logs = {path.name: path.read_text(errors="replace") for path in lab.log_files()}
+    for machine in lab.machines.values():
+        logs[f"journal of {machine.name}"] = machine.run("journalctl -b --no-pager").stdout
+    return [name for name, text in logs.items() if any(secret in text for secret in secrets)]
 
 
 def exports(lab: Lab) -> str:
