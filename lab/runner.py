@@ -77,6 +77,8 @@ class Runner:
         self._directory, self._clock, self._now = directory, clock, now
         self._lab: Lab | None = None
         self._ours = not labs.exists(name)
+        # A lab made here is large enough for all that is to run, so that it is made once.
+        self._planned = Needs(0, 0)
         self.outcomes: list[Outcome] = []
 
     def run(self, scenarios: Sequence[Scenario]) -> bool:
@@ -86,6 +88,8 @@ class Runner:
 
         :raises LabError: the lab could not be taken down.
         """
+        for scenario in scenarios:
+            self._planned = self._planned.union(scenario.needs)
         try:
             for number, scenario in enumerate(scenarios, 1):
                 self._run(scenario, last=number == len(scenarios))
@@ -134,6 +138,7 @@ class Runner:
             needs = has.union(needs)
             self._down()
         self._ours = True
+        needs = needs.union(self._planned)
         return self._labs.up(
             self._name,
             storage=needs.storage,

@@ -66,9 +66,15 @@ def test_scenarios_share_one_lab_which_is_gone_at_the_end(runner, labs, clock):
     ]
 
 
-def test_a_lab_that_is_too_small_is_made_anew_and_no_smaller(runner, labs):
+def test_a_lab_is_made_once_and_large_enough_for_all_that_is_to_run(runner, labs):
     assert runner().run([scenario("a", Needs(3, 1)), scenario("b", Needs(1, 2))])
-    assert labs.events == ["up t 3+1", "down t", "up t 3+2", "down t"]
+    assert labs.events == ["up t 3+2", "down t"]
+
+
+def test_a_lab_that_is_too_small_is_made_anew_and_no_smaller(runner, labs, screen):
+    up(labs, screen)
+    assert runner().run([scenario("b", Needs(1, 2))])
+    assert labs.events == ["down t", "up t 3+2", "down t"]
 
 
 def test_a_lab_that_was_there_is_used_and_left(runner, labs, screen):
