@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import tempfile
 import time
@@ -27,8 +28,9 @@ NEEDS = Needs(storage=2, compute=1, openstack=True)
 BACKEND = "kumo"
 GIB = 1 << 30
 IMAGE_BYTES = 8 << 20
-FORMATS = ("raw", "qcow2")
-REPLICAS = (1, 2)
+# Replicas of a volume and the format of the image that it is made from. Cinder reads the whole
+# GiB to make an image of a volume, so that one volume of each type has to do.
+COPIES = ((1, "raw"), (2, "qcow2"))
 CREDENTIALS = "/etc/cinder/kumo"
 
 _COPY_SECONDS = 180.0
@@ -62,7 +64,7 @@ class World:
         self.ctx = ctx
         self.cinder = Cinder(stack, ctx.lab.netns)
         self.directory = directory
-        self.copies = [Copy(replicas, form) for replicas in REPLICAS for form in FORMATS]
+        self.copies = [Copy(replicas, form) for replicas, form in COPIES]
         self.images: dict[str, str] = {}
 
     @property
@@ -76,10 +78,9 @@ class World:
 
 
 def run(ctx: Context) -> None:
-    """Copy a raw and a qcow2 image into volumes of each type, and those volumes into images."""
+    """Copy images into volumes, one of each type, and those volumes into images."""
     plane = ControlPlane(ctx.lab)
-    # The services of another scenario on this lab have the same names and ports.
-    _stack(ctx).stop()
+    _clear(ctx)
     stack = _stack(ctx)
     service = GuestVolume(stack, ctx.lab.compute[0])
     try:
@@ -88,7 +89,7 @@ def run(ctx: Context) -> None:
         with tempfile.TemporaryDirectory(prefix="kumo-image-") as files:
             world = World(ctx, stack, Path(files))
             try:
-                _round_trip(world)
+                _round_trip(world, plane)
             finally:
                 world.cinder.close()
         with ctx.step("nothing is left on any machine"):
@@ -102,9 +103,21 @@ def run(ctx: Context) -> None:
             stack.stop()
 
 
+def _directory(ctx: Context) -> Path:
+    return ctx.lab.state_dir / "openstack-shared"
+
+
 def _stack(ctx: Context) -> Stack:
-    directory = ctx.lab.state_dir / "openstack-shared"
-    return Stack(ctx.lab.processes, directory, CONTROL_ADDRESS, shared_database=True)
+    return Stack(ctx.lab.processes, _directory(ctx), CONTROL_ADDRESS, shared_database=True)
+
+
+def _clear(ctx: Context) -> None:
+    """Make room: another scenario's services on this lab have the same names and ports as ours,
+    and an earlier run of this one that failed has left its types and images."""
+    stack = _stack(ctx)
+    GuestVolume(stack, ctx.lab.compute[0]).stop()
+    stack.stop()
+    shutil.rmtree(_directory(ctx))
 
 
 def _start(ctx: Context, plane: ControlPlane, stack: Stack, service: GuestVolume) -> None:
@@ -133,10 +146,11 @@ def _start_stack(ctx: Context, stack: Stack) -> None:
         stack.start(task.update)
 
 
-def _round_trip(world: World) -> None:
+def _round_trip(world: World, plane: ControlPlane) -> None:
     _make_images(world)
     _make_types(world)
     _to_volumes(world)
+    _check_replicas(world, plane)
     _to_images(world)
     _compare(world)
     _delete(world)
@@ -145,10 +159,8 @@ def _round_trip(world: World) -> None:
 def _make_images(world: World) -> None:
     # Of random bytes, so that nothing of it is taken for zeros, and always the same.
     world.pattern.write_bytes(random.Random(_SEED).randbytes(IMAGE_BYTES))
-    for form in FORMATS:
-        with world.ctx.step(
-            f"openstack image create --disk-format {form}, {IMAGE_BYTES >> 20} MiB"
-        ):
+    for _, form in COPIES:
+        with world.ctx.step(f"openstack image create --disk-format {form}"):
             file = world.directory / f"pattern.{form}"
             if not file.exists():
                 _qemu_img("convert", "-f", "raw", "-O", form, str(world.pattern), str(file))
@@ -158,7 +170,7 @@ def _make_images(world: World) -> None:
 
 
 def _make_types(world: World) -> None:
-    for replicas in REPLICAS:
+    for replicas, _ in COPIES:
         with world.ctx.step(f"openstack volume type create {_kind(replicas)}"):
             words = ["--property", f"volume_backend_name={BACKEND}"]
             words += ["--property", f"kumo:num_replicas={replicas}"]
@@ -182,6 +194,16 @@ def _to_volumes(world: World) -> None:
             world.cinder.wait("volume", copy.volume, "available", _COPY_SECONDS)
         seconds = time.monotonic() - begin[copy.volume]
         world.ctx.note(f"{seconds:.1f} s after its command ended")
+
+
+def _check_replicas(world: World, plane: ControlPlane) -> None:
+    with world.ctx.step("kumo volume show: one replica on each of its nodes"):
+        for copy in world.copies:
+            shown = plane.kumo_json("volume", "show", copy.volume)
+            nodes = {item["backend"]["persistentID"] for item in shown["location"]}
+            world.ctx.check(
+                len(nodes) == copy.replicas, f"{copy.name} has replicas on {len(nodes)} nodes"
+            )
 
 
 def _to_images(world: World) -> None:
@@ -216,7 +238,8 @@ def _delete(world: World) -> None:
         world.cinder.cli.run("image", "delete", *images)
         for volume in volumes:
             world.cinder.wait("volume", volume, "gone")
-        world.cinder.cli.run("volume", "type", "delete", *(_kind(r) for r in REPLICAS))
+        kinds = [_kind(replicas) for replicas, _ in COPIES]
+        world.cinder.cli.run("volume", "type", "delete", *kinds)
 
 
 def _qemu_img(*words: str) -> str:

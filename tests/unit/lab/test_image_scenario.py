@@ -19,6 +19,7 @@ class FakeCloud:
 
     def __init__(self):
         self.types, self.images, self.volumes, self.closed = {}, {}, {}, False
+        self.names = {}
         self.damage = lambda content: content
         self.cli = self
         self.number = 0
@@ -38,7 +39,7 @@ class FakeCloud:
         if words[:2] == ("volume", "create"):
             assert option["--type"] in self.types
             content = self.images[option["--image"]].removeprefix(MARK)
-            self.volumes[identity] = content
+            self.volumes[identity], self.names[identity] = content, words[-1]
             return {"id": identity}
         assert words[:2] == ("image", "create")
         if "--volume" in option:
@@ -89,7 +90,7 @@ class Services:
 
     memory_kib = staticmethod(lambda: {"mariadb": 61440})
 
-    def __init__(self, monkeypatch, directory):
+    def __init__(self, monkeypatch, directory, cloud):
         self.events, self.left = [], [{}, {}]
         (directory / "ca.pem").write_text("certificate")
         (directory / "token").write_text("secret")
@@ -98,7 +99,11 @@ class Services:
             ca_file=directory / "ca.pem",
             token_file=directory / "token",
             url="https://192.0.2.1:8090",
+            kumo_json=self._show,
         )
+        self.nodes = {"image-raw-1": 1, "image-qcow2-2": 2}
+        self.cloud = cloud
+        self.directory = directory / "openstack-shared"
         stack = SimpleNamespace(
             start=lambda progress: self.events.append("stack"),
             stop=lambda: self.events.append("stack stopped"),
@@ -108,9 +113,17 @@ class Services:
             start=self._start_volume, stop=lambda: self.events.append("volume stopped")
         )
         monkeypatch.setattr(image, "ControlPlane", lambda lab: plane)
-        monkeypatch.setattr(image, "Stack", lambda *_, **__: stack)
+        monkeypatch.setattr(image, "Stack", lambda *_, **__: self._open(stack))
         monkeypatch.setattr(image, "GuestVolume", lambda *_: service)
         monkeypatch.setattr(image, "inventory", lambda lab: self.left.pop(0))
+
+    def _open(self, stack):
+        self.directory.mkdir(exist_ok=True)
+        return stack
+
+    def _show(self, _kind, _verb, volume):
+        nodes = range(self.nodes[self.cloud.names[volume]])
+        return {"location": [{"backend": {"persistentID": f"node{n}"}} for n in nodes]}
 
     def _start_volume(self, backends, files):
         self.events.append("volume")
@@ -129,8 +142,8 @@ def cloud(monkeypatch):
 
 
 @pytest.fixture
-def services(monkeypatch, tmp_path):
-    return Services(monkeypatch, tmp_path)
+def services(monkeypatch, tmp_path, cloud):
+    return Services(monkeypatch, tmp_path, cloud)
 
 
 @pytest.fixture
@@ -146,25 +159,33 @@ def context(lab, screen, clock):
     return Context(lab, screen, clock=clock)
 
 
-def test_every_format_goes_into_every_type_and_back(context, cloud, services):
+def test_each_format_and_each_type_goes_there_and_back(context, cloud, services):
     image.run(context)
     steps = [step.text for step in context.steps]
-    for replicas in (1, 2):
+    for replicas, form in ((1, "raw"), (2, "qcow2")):
+        name = f"image-{form}-{replicas}"
         assert f"openstack volume type create image-{replicas}" in steps
-        for form in ("raw", "qcow2"):
-            name = f"image-{form}-{replicas}"
-            assert f"openstack volume create --image image-{form} {name}" in steps
-            assert f"{name}-back is active" in steps
+        assert f"openstack volume create --image image-{form} {name}" in steps
+        assert f"{name}-back is active" in steps
     assert all(step.ok for step in context.steps)
     assert (cloud.images, cloud.volumes, cloud.types) == ({}, {}, {})
     assert cloud.closed
     assert services.events[-2:] == ["volume stopped", "stack stopped"]
 
 
-def test_services_of_another_scenario_are_stopped_first(context, cloud, services):
+def test_what_ran_and_was_left_before_is_removed_first(context, cloud, services):
+    services.directory.mkdir()
+    (services.directory / "of an earlier run").touch()
     image.run(context)
-    assert services.events[0] == "stack stopped"
+    assert services.events[:2] == ["volume stopped", "stack stopped"]
     assert services.events.index("stack") < services.events.index("volume")
+    assert list(services.directory.iterdir()) == []
+
+
+def test_replicas_on_one_node_fail(context, cloud, services):
+    services.nodes["image-qcow2-2"] = 1
+    with pytest.raises(ScenarioFailedError, match="image-qcow2-2 has replicas on 1 nodes"):
+        image.run(context)
 
 
 @pytest.mark.parametrize(
@@ -199,4 +220,5 @@ def test_what_is_left_on_a_machine_fails(context, cloud, services):
 def test_services_of_a_kept_lab_stay(lab, screen, clock, cloud, services):
     image.run(Context(lab, screen, keep=True, clock=clock))
     assert services.events.count("stack stopped") == 1
-    assert "volume stopped" not in services.events
+    assert services.events.count("volume stopped") == 1
+    assert services.events[-1] == "volume"
