@@ -12,17 +12,19 @@ All state is in one directory, so that any later command finds the lab again:
 from __future__ import annotations
 
 import compileall
+import contextlib
 import dataclasses
 import json
 import os
 import py_compile
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from lab import image, python_site
-from lab.errors import LabError
+from lab.errors import LabError, ProcessError, UsageError
 from lab.machine import COMPUTE, MEMORY_MIB, STORAGE, Layers, Machine, MachineSpec
 from lab.network import Network
 from lab.processes import Processes
@@ -32,6 +34,9 @@ DEFAULT_NAME = "kumo"
 SSDS = 2
 SSD_GIB = 16
 _SHIPPED = ("cinder_kumo", "kumo_client", "kumo_node", "kumo_provisioner", "lab")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+# Length of the path of a unix socket, its final NUL included (sun_path in unix(7)).
+_SOCKET_PATH = 108
 
 
 def base_directory() -> Path:
@@ -94,12 +99,18 @@ class Lab:
     def load(cls, name: str = DEFAULT_NAME) -> Lab:
         """Find a lab again.
 
-        :raises LabError: there is none of that name.
+        :raises LabError: there is none of that name, or another version of this program made it.
         """
         path = base_directory() / name / "state.json"
         if not path.exists():
             raise LabError(f"there is no lab {name!r}", way_out="kumo-lab up")
-        return cls(name, json.loads(path.read_text()))
+        try:
+            return cls(name, json.loads(path.read_text()))
+        except (KeyError, TypeError, ValueError) as error:
+            raise LabError(
+                f"lab {name!r} was made by another version of kumo-lab: {path}: {error!r}",
+                way_out="Take it down with the version that made it.",
+            ) from error
 
     @classmethod
     def up(
@@ -115,28 +126,49 @@ class Lab:
         """Make a lab and boot its machines, all at once.
 
         :param ssd_gib: size of each SSD of a storage machine, in GiB (sparse).
+        :raises UsageError: no lab can have that name.
         :raises LabError: a lab of that name exists, or something failed; nothing is left then.
         """
+        _check_name(name)
         if cls.exists(name):
-            raise LabError(f"lab {name!r} is already up", way_out=f"kumo-lab down --name {name}")
+            raise _already_up(name)
+        specs = _machine_specs(storage, compute, ssd_gib)
         built = image.build(kernel, progress)
         state = {
             "kernel": built.version,
             "image": {key: str(value) for key, value in dataclasses.asdict(built).items()},
             "python_site": str(python_site.build(progress)),
-            "machines": [
-                dataclasses.asdict(spec) for spec in _machine_specs(storage, compute, ssd_gib)
-            ],
+            "machines": [dataclasses.asdict(spec) for spec in specs],
         }
         lab = cls(name, state)
+        lab._check_paths()
+        lab.state_dir.mkdir(parents=True, exist_ok=True)
         try:
-            lab.state_dir.mkdir(parents=True, exist_ok=True)
-            (lab.state_dir / "state.json").write_text(json.dumps(state, indent=1))
+            # Exclusive: of two commands at once, the second must not take the first one's lab down.
+            file = (lab.state_dir / "state.json").open("x")
+        except FileExistsError as error:
+            raise _already_up(name) from error
+        try:
+            with file:
+                json.dump(state, file, indent=1)
             lab._make(progress)
         except BaseException:
             lab.down()
             raise
         return lab
+
+    def _check_paths(self) -> None:
+        """See whether the sockets of the machines can have their paths.
+
+        :raises LabError: they cannot.
+        """
+        for machine in self.machines.values():
+            length = len(os.fsencode(machine.directory / "agent.sock"))
+            if length >= _SOCKET_PATH:
+                raise LabError(
+                    f"{machine.directory} is too long a path for unix sockets",
+                    way_out="Set KUMO_LAB_DIR to a shorter one.",
+                )
 
     def _make(self, progress: Progress) -> None:
         self._copy_source()
@@ -148,7 +180,7 @@ class Lab:
             machine.create_overlay()
             self.network.add_tap(machine.spec.tap)
             machine.start()
-        pool = ThreadPoolExecutor(len(self.machines))
+        pool = ThreadPoolExecutor(max(1, len(self.machines)))
         try:
             futures = [pool.submit(_boot, item, progress) for item in self.machines.values()]
             for future in as_completed(futures):
@@ -175,7 +207,9 @@ class Lab:
         :raises LabError: something could not be stopped; namespace and files stay.
         """
         for machine in self.machines.values():
-            machine.kill()
+            # What could not be killed is tried again, and reported, below.
+            with contextlib.suppress(ProcessError):
+                machine.kill()
         self.processes.stop_all()
         self.network.remove()
         if self.state_dir.exists():
@@ -185,7 +219,20 @@ class Lab:
             base.rmdir()
 
 
+def _check_name(name: str) -> None:
+    """The name becomes part of paths and of a namespace's name."""
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} cannot be the name of a lab", "Use small letters, digits and dashes."
+        )
+
+
+def _already_up(name: str) -> LabError:
+    return LabError(f"lab {name!r} is already up", way_out=f"kumo-lab down --name {name}")
+
+
 def _path(key: str, value: str) -> Any:
+    """A field of :class:`lab.image.Image` from its text in ``state.json``."""
     return value if key == "version" else Path(value)
 
 

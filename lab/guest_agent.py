@@ -41,7 +41,10 @@ class Result:
 
 
 def connect_unix(path: Path) -> socket.socket:
-    """Connect to a unix socket, also when its path is longer than the 108 bytes of unix(7)."""
+    """Connect to a unix socket.
+
+    :raises OSError: nobody listens there, or the path is longer than unix(7) allows.
+    """
     sock = socket.socket(socket.AF_UNIX)
     try:
         sock.connect(str(path))
@@ -51,82 +54,41 @@ def connect_unix(path: Path) -> socket.socket:
     return sock
 
 
-class GuestAgent:
-    """One guest's agent. Safe for several threads: a request and its answer are one step.
+class _Stream:
+    """One connection to an agent: JSON objects, one per line.
 
-    :param connect: makes a connected stream; called again after a failure.
+    :param deadline: when to give up, by the monotonic clock.
     """
 
-    def __init__(self, name: str, connect: Callable[[], socket.socket]) -> None:
-        self._name = name
-        self._connect = connect
-        self._lock = threading.Lock()
-        self._sock: socket.socket | None = None
-        self._buffer = b""
-        self._ids = itertools.count(int(time.time() * 1000) % (1 << 30))
-
-    def close(self) -> None:
-        """Drop the connection; each call makes one of its own."""
-        if self._sock is not None:
-            self._sock.close()
-        self._sock = None
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
         self._buffer = b""
 
-    def call(self, command: str, timeout: float = 20.0, **arguments: Any) -> Any:
-        """Return the answer of one agent command.
-
-        :param timeout: seconds to wait for the answer.
-        :raises GuestAgentError: refused, no answer, or no connection.
-        """
-        with self._lock:
-            try:
-                return self._call(command, arguments, time.monotonic() + timeout)
-            except (OSError, ValueError) as error:
-                raise GuestAgentError(
-                    f"{self._name}: the guest agent does not answer {command}: {error}"
-                ) from error
-            finally:
-                # QEMU serves one client at a time: let commands of other processes in between.
-                self.close()
-
-    def _call(self, command: str, arguments: dict[str, Any], deadline: float) -> Any:
-        self._synchronise(deadline)
-        self._send({"execute": command, "arguments": arguments})
-        answer = self._read(deadline)
-        if "error" in answer:
-            text = answer["error"].get("desc", answer["error"])
-            raise GuestAgentError(f"{self._name}: {command}: {text}")
-        return answer.get("return")
-
-    def _synchronise(self, deadline: float) -> None:
+    def synchronise(self, number: int) -> None:
         """Skip whatever an earlier connection left half-read (guest-sync-delimited)."""
-        self._sock = self._connect()
-        self._sock.settimeout(max(0.1, deadline - time.monotonic()))
-        self._buffer = b""
-        number = next(self._ids)
         # 0xFF resets the agent's parser; it answers with 0xFF before the reply.
-        self._sock.sendall(b"\xff")
-        self._send({"execute": "guest-sync-delimited", "arguments": {"id": number}})
+        self._send_all(b"\xff")
+        self.send({"execute": "guest-sync-delimited", "arguments": {"id": number}})
         while True:
             try:
-                if self._read(deadline).get("return") == number:
+                if self.read().get("return") == number:
                     return
             except ValueError:
                 continue
 
-    def _send(self, message: dict[str, Any]) -> None:
-        if self._sock is None:
-            raise OSError("not connected")
-        self._sock.sendall(json.dumps(message).encode() + b"\n")
+    def send(self, message: dict[str, Any]) -> None:
+        """Send one object."""
+        self._send_all(json.dumps(message).encode() + b"\n")
 
-    def _read(self, deadline: float) -> dict[str, Any]:
-        if self._sock is None:
-            raise OSError("not connected")
+    def read(self) -> dict[str, Any]:
+        """The next object.
+
+        :raises OSError: nothing came in time, or the connection is closed.
+        :raises ValueError: the line holds something else.
+        """
         while b"\n" not in self._buffer:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError("no answer in time")
-            self._sock.settimeout(left)
+            self._sock.settimeout(self._left())
             data = self._sock.recv(1 << 16)
             if not data:
                 raise ConnectionResetError("the virtual machine closed the port")
@@ -136,6 +98,56 @@ class GuestAgent:
         if not isinstance(answer, dict):
             raise ValueError("not an object")
         return answer
+
+    def _send_all(self, data: bytes) -> None:
+        self._sock.settimeout(self._left())
+        self._sock.sendall(data)
+
+    def _left(self) -> float:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("no answer in time")
+        return left
+
+
+class GuestAgent:
+    """One guest's agent. Safe for several threads: a request and its answer are one step.
+
+    :param connect: makes a connected stream; called for each request.
+    """
+
+    def __init__(self, name: str, connect: Callable[[], socket.socket]) -> None:
+        self._name = name
+        self._connect = connect
+        self._lock = threading.Lock()
+        self._ids = itertools.count(int(time.time() * 1000) % (1 << 30))
+
+    def call(self, command: str, timeout: float = 20.0, **arguments: Any) -> Any:
+        """Return the answer of one agent command.
+
+        :param timeout: seconds to wait for the answer.
+        :raises GuestAgentError: refused, no answer, or no connection.
+        """
+        with self._lock:
+            try:
+                answer = self._exchange(command, arguments, time.monotonic() + timeout)
+            except (OSError, ValueError) as error:
+                raise GuestAgentError(
+                    f"{self._name}: the guest agent does not answer {command}: {error}"
+                ) from error
+        if "error" in answer:
+            text = answer["error"].get("desc", answer["error"])
+            raise GuestAgentError(f"{self._name}: {command}: {text}")
+        return answer.get("return")
+
+    def _exchange(self, command: str, arguments: dict[str, Any], deadline: float) -> dict[str, Any]:
+        # QEMU serves one client at a time: a connection for each request lets other commands of
+        # the lab in between.
+        with self._connect() as sock:
+            stream = _Stream(sock, deadline)
+            stream.synchronise(next(self._ids))
+            stream.send({"execute": command, "arguments": arguments})
+            return stream.read()
 
     def ping(self, timeout: float = 2.0) -> bool:
         """Does the agent answer?"""
@@ -155,8 +167,9 @@ class GuestAgent:
     ) -> Result:
         """Run a command (a text goes through ``/bin/sh -c``) and wait for its end.
 
-        :param timeout: seconds; the command is killed when they are over.
-        :raises GuestAgentError: the agent did not answer, or the time is over.
+        :param timeout: seconds; the command, but not what it has started, is killed after them.
+        :raises GuestAgentError: the agent did not answer, the time is over, or the output is
+            longer than the agent keeps.
         """
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else command
         environment = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LC_ALL": "C"}
@@ -176,6 +189,8 @@ class GuestAgent:
             raise GuestAgentError(
                 f"{self._name}: not done after {timeout:.0f} s: {' '.join(argv)[:300]}"
             )
+        if status.get("out-truncated") or status.get("err-truncated"):
+            raise GuestAgentError(f"{self._name}: too much output from: {' '.join(argv)[:300]}")
         return Result(
             stdout=_text(status.get("out-data")),
             stderr=_text(status.get("err-data")),

@@ -229,8 +229,9 @@ class Machine:
         return ["-drive", f"{drive},cache=unsafe,detect-zeroes=unmap", "-device", device]
 
     def start(self) -> None:
-        """Power on; returns at once, see :meth:`wait_ready`."""
-        self._agent.close()
+        """Power on unless it is on; returns at once, see :meth:`wait_ready`."""
+        if self.alive():
+            return
         for name in ("agent.sock", "qmp.sock"):
             (self.directory / name).unlink(missing_ok=True)
         self._processes.start(self.process_name, self.command_line())
@@ -246,7 +247,6 @@ class Machine:
     def kill(self) -> None:
         """Lose power."""
         self._processes.kill(self.process_name)
-        self._agent.close()
 
     def state(self) -> str:
         """``off``, ``paused``, ``booting`` or ``running``."""
@@ -319,7 +319,11 @@ class Machine:
         return self._agent.get(path)
 
     def reboot(self, timeout: float = BOOT_SECONDS) -> None:
-        """Reboot in order and wait until it is up again."""
+        """Reboot in order and wait until it is up again.
+
+        :param timeout: seconds.
+        :raises LabError: it is not, or QEMU ended.
+        """
         before = self._boot_id()
         self.run("systemd-run --on-active=0.2 systemctl reboot", timeout=30)
         deadline = time.monotonic() + timeout
@@ -329,12 +333,19 @@ class Machine:
                 if self._boot_id() != before:
                     self.wait_ready(deadline - time.monotonic())
                     return
-            except GuestAgentError:
-                continue
-        raise LabError(f"{self.name}: not back {timeout:.0f} s after a reboot")
+            except GuestAgentError as error:
+                if not self.alive():
+                    raise LabError(f"{self.name}: QEMU ended during a reboot") from error
+        raise LabError(
+            f"{self.name}: not back {timeout:.0f} s after a reboot:\n{self._console_end()}"
+        )
 
     def _boot_id(self) -> str:
-        return self._agent.run(["cat", "/proc/sys/kernel/random/boot_id"], timeout=10).stdout
+        done = self._agent.run(["cat", "/proc/sys/kernel/random/boot_id"], timeout=10)
+        if done.returncode:
+            # No answer, as from a machine on its way down; never to be taken for another boot.
+            raise GuestAgentError(f"{self.name}: no boot id: {done.stderr.strip()}")
+        return done.stdout
 
     def cut(self) -> None:
         """Cut the machine off the network."""
