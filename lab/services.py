@@ -15,7 +15,7 @@ from lab.network import CONTROL_ADDRESS
 from lab.openstack import config, http, keystone
 from lab.openstack.cli import Cli
 from lab.openstack.netns import Inside
-from lab.openstack.stack import Stack
+from lab.openstack.stack import NAMES, Stack
 from lab.progress import Progress
 
 BACKEND = "kumo"
@@ -116,6 +116,8 @@ class Services:
         return computes
 
     def _start_stack(self, progress: Progress) -> None:
+        if all(self.lab.processes.alive(name) for name in NAMES if name != "cinder-volume"):
+            return
         with progress.task("Keystone, Glance, Cinder and RabbitMQ") as task:
             self.stack.start(task.update)
 
