@@ -47,10 +47,12 @@ class ControlPlane:
 
     @property
     def ca_file(self) -> Path:
+        """Certificate of the private CA that provisioner and nodes are verified with."""
         return self.directory / "ca.pem"
 
     @property
     def token_file(self) -> Path:
+        """The token of the provisioner's users."""
         return self.directory / "admin.token"
 
     def start(self, progress: Progress) -> None:
@@ -205,7 +207,8 @@ def inventory(lab: Lab) -> dict[str, list[str]]:
     """
     commands = {
         "storage": (
-            "lvs --noheadings -o lv_name --select 'lv_name=~\"^[rs]-\"' | sed 's/^ */lv /';"
+            "found=$(lvs --noheadings -o lv_name --select 'lv_name=~\"^[rs]-\"') || exit 1;"
+            "for v in $found; do echo lv $v; done;"
             "for s in /sys/kernel/config/nvmet/subsystems/*; do [ -e $s ] || continue;"
             ' echo "subsystem ${s##*/}"; for n in $s/namespaces/*; do'
             ' [ -e $n ] && echo "namespace $(cat $n/device_uuid)"; done; done; true'

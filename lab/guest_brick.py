@@ -58,9 +58,9 @@ class Brick:
         """Attach; the answer has the device's path."""
         return dict(self._connector.connect_volume(data))
 
-    def disconnect(self, data: dict[str, Any], device: dict[str, Any], force: bool) -> None:
-        """Detach."""
-        self._connector.disconnect_volume(data, device, force=force)
+    def disconnect(self, data: dict[str, Any], force: bool) -> None:
+        """Detach; Nova gives no device information but ``device_path`` in ``data``."""
+        self._connector.disconnect_volume(data, None, force=force)
 
     def extend(self, data: dict[str, Any]) -> int:
         """Let the device grow; the answer is its size in bytes."""
@@ -69,9 +69,9 @@ class Brick:
 
 class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
-        request = json.loads(self.rfile.readline())
         begin = time.monotonic()
         try:
+            request = json.loads(self.rfile.readline())
             brick = self.server.brick  # type: ignore[attr-defined]
             result = getattr(brick, request["call"])(**request["arguments"])
             answer = {"result": result}

@@ -97,6 +97,8 @@ PYTHONPATH=/opt/kumo/src:/opt/kumo/site exec /usr/bin/python3 "$@"
 }
 EXECUTABLE = ("usr/local/sbin/kumo-seed", "usr/local/bin/kumo-python")
 ENABLED = {"sysinit.target.wants": "kumo-seed.service"}
+# To be raised when the steps below change what is in the image.
+_REVISION = 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,7 @@ def cache_directory() -> Path:
 
 def key(kernel: str) -> str:
     """Digest of everything that decides what is in the image."""
-    recipe = [KERNELS[kernel], PACKAGES, MASKED, FILES, EXECUTABLE, ENABLED, ROOT_SIZE, 2]
+    recipe = [KERNELS[kernel], PACKAGES, MASKED, FILES, EXECUTABLE, ENABLED, ROOT_SIZE, _REVISION]
     return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -131,7 +133,8 @@ def build(kernel: str, progress: Progress) -> Image:
         temporary = Path(tempfile.mkdtemp(prefix="image-", suffix=".tmp", dir=cache_directory()))
         try:
             _make(kernel, temporary, progress)
-            temporary.rename(directory)
+            if not directory.exists():  # another command may have been faster
+                temporary.rename(directory)
         finally:
             if temporary.exists():
                 _remove_tree(temporary)
@@ -182,12 +185,18 @@ def _bootstrap(kernel: str, tree: Path) -> None:
 
 
 def _sources(directory: Path) -> str:
-    """Debian's own entries of this machine's apt sources, so that its mirror is used."""
+    """Debian's own entries of this machine's apt sources, so that its mirror is used.
+
+    :raises LabError: they are not those of Debian 12 with its security updates.
+    """
     deb822 = directory / "sources.list.d" / "debian.sources"
     if deb822.exists():
         text = deb822.read_text()
     else:
-        lines = (directory / "sources.list").read_text().splitlines()
+        path = directory / "sources.list"
+        if not path.exists():
+            raise LabError(f"this machine has neither {deb822} nor {path}")
+        lines = path.read_text().splitlines()
         text = "\n".join(line for line in lines if line.startswith("deb ")) + "\n"
     if "bookworm" not in text:
         raise LabError("the apt sources of this machine are not those of Debian 12 (bookworm)")
@@ -197,7 +206,10 @@ def _sources(directory: Path) -> str:
 
 
 def _apt_proxy() -> list[str]:
-    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, check=True)
+    """Options of this machine's apt that say how to reach the mirror."""
+    done = subprocess.run(["apt-config", "dump"], capture_output=True, text=True)
+    if done.returncode:
+        raise LabError(f"apt-config failed with code {done.returncode}: {done.stderr.strip()}")
     return [line for line in done.stdout.splitlines() if "::Proxy" in line and '""' not in line]
 
 
