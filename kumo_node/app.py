@@ -70,7 +70,7 @@ def _add_replicas(app: FastAPI, node: Node) -> None:
 
     @app.patch("/v1/replicas/{uuid}", summary="Grow a replica")
     def resize_replica(uuid: Uuid, body: ReplicaResize) -> Replica:
-        return node.replicas.resize(uuid, body.bytes)
+        return node.replicas.resize(uuid, body.bytes, grow_array=body.grow_array)
 
     @app.get("/v1/replicas/{uuid}", summary="State of a replica")
     def get_replica(uuid: Uuid) -> Replica:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A new identity for the md superblock on a copy of a leg.
+"""The md superblock of a leg: a new identity for a copy, a new size for a leg that has grown.
 
 Facts: ``struct mdp_superblock_1`` in include/uapi/linux/raid/md_p.h; checksum
 ``calc_sb_1_csum()`` in drivers/md/md.c; ``struct bitmap_super_s`` in drivers/md/md-bitmap.h.
@@ -8,15 +8,22 @@ holds the bytes in the order in which mdadm prints them. The bitmap's superblock
 ``bitmap_offset`` sectors (signed) after it and repeats the array's uuid; the kernel refuses a
 bitmap whose uuid is another.
 
+A host does not let an array grow when it assembles it: ``super_1_load()`` and
+``super_1_validate()`` in drivers/md/md.c take the size of the component from the superblock
+(``data_size``, ``size``), whatever the device has become. While the array runs, the host grows it
+itself (``mdadm --grow --size max``); :func:`grow` is for a leg that nobody uses.
+
 Nothing is written unless what is there is definitely a sound superblock.
 """
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import struct
 import uuid
+from collections.abc import Iterator
 
 from kumo_client import errors
 
@@ -28,12 +35,24 @@ SECTOR = 512
 SB_SPACE = 4096
 _FIXED = 256
 _HEAD = struct.Struct("<IIII16s32s")
-_NAME_AT, _UUID_AT = 32, 16
+_FEATURES_AT, _UUID_AT, _NAME_AT, _LEVEL_AT, _SIZE_AT = 8, 16, 32, 72, 80
 _BITMAP_OFFSET_AT = 96
-_SUPER_OFFSET_AT = 144
-_CSUM_AT, _MAX_DEV_AT = 216, 220
+_DATA_OFFSET_AT, _DATA_SIZE_AT, _SUPER_OFFSET_AT = 128, 136, 144
+_RESYNC_OFFSET_AT, _CSUM_AT, _MAX_DEV_AT = 208, 216, 220
 _FEATURE_BITMAP = 1
+_MAX_SECTOR = 0xFFFFFFFFFFFFFFFF
+_RAID1 = 1
+# A component is a whole number of pages, so that the end of the array is never within a block.
+_ROUND = 8
 _BITMAP_HEAD = struct.Struct("<II16s")
+# bitmap_super_t: magic, version, uuid, events, events_cleared, sync_size, state, chunksize,
+# daemon_sleep, write_behind, sectors_reserved, nodes.
+_BITMAP = struct.Struct("<II16sQQQIIIIII")
+_SYNC_SIZE_AT = 40
+# sizeof(bitmap_super_t); the bits follow, the lowest first in each byte.
+_BITMAP_BITS_AT = 256
+# BITMAP_MAJOR_HI: the bits are little-endian and there is one host.
+_BITMAP_VERSION = 4
 
 
 class Outcome(enum.Enum):
@@ -42,6 +61,8 @@ class Outcome(enum.Enum):
     ABSENT = "no superblock"
     SAME = "already had that identity"
     STAMPED = "has the new identity"
+    AS_LARGE = "already covered the leg"
+    GROWN = "covers the whole leg now"
 
 
 def checksum(block: bytes) -> int:
@@ -70,15 +91,120 @@ def restamp(path: str, array_uuid: str, name: str) -> Outcome:
     raw_name = name.encode()
     if len(raw_name) > 32:
         raise errors.InvalidInputError(f"Array name {name!r} has more than 32 bytes")
+    with _opened(path) as handle:
+        block = _superblock(handle, path)
+        if block is None:
+            return Outcome.ABSENT
+        return _stamp(handle, path, block, uuid.UUID(array_uuid).bytes, raw_name.ljust(32, b"\0"))
+
+
+def grow(path: str) -> Outcome:
+    """Let the array of a leg that nobody uses cover all of a device that has become larger.
+
+    All legs of the array have to be grown, to the same size, before it is assembled again: mdadm
+    refuses legs whose superblocks give different sizes.
+
+    The new part counts as in sync: it reads as zeros on every leg (:mod:`kumo_node.lvm`). So its
+    bits in the bitmap, which mdadm has set beyond the old end, are cleared. Repeatable, also after
+    a crash between the writes: until the superblock, which comes last, has the new size, the
+    kernel looks at no bit beyond the old one and takes ``sync_size`` from the superblock
+    (``md_bitmap_read_sb()``, drivers/md/md-bitmap.c).
+
+    :raises ConflictError: what is there is neither empty nor a sound superblock of version 1.2, the
+        array is not a raid1 in order, or the bitmap has no room for the new size.
+    """
+    with _opened(path) as handle:
+        block = _superblock(handle, path)
+        if block is None:
+            return Outcome.ABSENT
+        size, room = _u64(block, _SIZE_AT), _room(handle, path, block)
+        if size >= room:
+            return Outcome.AS_LARGE
+        _check_in_order(block, path)
+        bitmap_at = _bitmap_at(block)
+        if bitmap_at is not None:
+            identity = block[_UUID_AT:_NAME_AT]
+            _grow_bitmap(handle, path, bitmap_at, identity, size, room)
+        new = bytearray(block)
+        struct.pack_into("<Q", new, _SIZE_AT, room)
+        struct.pack_into("<Q", new, _DATA_SIZE_AT, room)
+        struct.pack_into("<I", new, _CSUM_AT, checksum(bytes(new)))
+        _write(handle, path, OFFSET, bytes(new))
+        return Outcome.GROWN
+
+
+def _room(handle: int, path: str, block: bytes) -> int:
+    """Sectors that the device offers for data."""
+    offers = os.lseek(handle, 0, os.SEEK_END) // SECTOR - _u64(block, _DATA_OFFSET_AT)
+    if offers < max(_u64(block, _SIZE_AT), _u64(block, _DATA_SIZE_AT)):
+        raise _unsound(path, "it claims more than the device has")
+    return offers // _ROUND * _ROUND
+
+
+def _check_in_order(block: bytes, path: str) -> None:
+    level = struct.unpack_from("<i", block, _LEVEL_AT)[0]
+    if level != _RAID1:
+        raise _not_growable(path, f"its level is {level}, not 1")
+    features = _u32(block, _FEATURES_AT) & ~_FEATURE_BITMAP
+    if features:
+        # A recovery, a reshape, bad blocks, a journal, or what is not known here.
+        raise _not_growable(path, f"it is not in its normal state (feature map {features:#x})")
+    if _u64(block, _RESYNC_OFFSET_AT) != _MAX_SECTOR:
+        raise _not_growable(path, "it was not stopped cleanly or is not in sync")
+
+
+def _grow_bitmap(
+    handle: int, path: str, at: int, identity: bytes, size: int, new_size: int
+) -> None:
+    """Clear the bits of the chunks that come into use, and set ``sync_size``; sizes in sectors."""
+    chunk, reserved = _bitmap_layout(handle, path, at, identity)
+    first, end = -(-size // chunk), -(-new_size // chunk)
+    used = _BITMAP_BITS_AT + -(-end // 8)
+    if used > reserved:
+        raise _not_growable(path, f"its bitmap has {reserved} bytes and would need {used}")
+    old = _read(handle, path, at, used)
+    new = bytearray(old)
+    for bit in range(first, end):
+        new[_BITMAP_BITS_AT + bit // 8] &= ~(1 << bit % 8)
+    struct.pack_into("<Q", new, _SYNC_SIZE_AT, new_size)
+    if new != old:
+        _write(handle, path, at, bytes(new))
+
+
+def _bitmap_layout(handle: int, path: str, at: int, identity: bytes) -> tuple[int, int]:
+    """Sectors of a chunk, and bytes that the bitmap may take."""
+    head = _read(handle, path, at, _BITMAP_BITS_AT)
+    magic, version, seen, _, _, _, state, chunk, _, _, reserved, nodes = _BITMAP.unpack_from(head)
+    if magic != BITMAP_MAGIC or seen != identity:
+        raise _unsound(path, f"no bitmap of this array at byte {at}")
+    if version != _BITMAP_VERSION or nodes:
+        raise _not_growable(path, f"its bitmap has version {version} for {nodes} nodes")
+    if state:
+        raise _not_growable(path, f"its bitmap is not in order (state {state:#x})")
+    if chunk < SECTOR or chunk & (chunk - 1):
+        raise _unsound(path, f"its bitmap has chunks of {chunk} bytes")
+    return chunk // SECTOR, reserved * SECTOR
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[int]:
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        block = _read(handle, path, OFFSET, SB_SPACE)
-        if struct.unpack_from("<I", block)[0] != MAGIC:
-            return Outcome.ABSENT
-        _verify(block, path)
-        return _stamp(handle, path, block, uuid.UUID(array_uuid).bytes, raw_name.ljust(32, b"\0"))
+        # Hosts write past this machine's page cache: what somebody read through it earlier, such
+        # as udev while the leg was exported, may be old.
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        yield handle
     finally:
         os.close(handle)
+
+
+def _superblock(handle: int, path: str) -> bytes | None:
+    """The sound superblock of a device; None is a definite no."""
+    block = _read(handle, path, OFFSET, SB_SPACE)
+    if _u32(block, 0) != MAGIC:
+        return None
+    _verify(block, path)
+    return block
 
 
 def _stamp(handle: int, path: str, block: bytes, identity: bytes, name: bytes) -> Outcome:
@@ -97,7 +223,7 @@ def _stamp(handle: int, path: str, block: bytes, identity: bytes, name: bytes) -
 
 def _verify(block: bytes, path: str) -> None:
     major, max_dev = struct.unpack_from("<4xI", block)[0], _u32(block, _MAX_DEV_AT)
-    super_offset = struct.unpack_from("<Q", block, _SUPER_OFFSET_AT)[0]
+    super_offset = _u64(block, _SUPER_OFFSET_AT)
     if major != 1 or super_offset * SECTOR != OFFSET:
         raise _unsound(path, f"version {major}, at sector {super_offset}")
     if _FIXED + max_dev * 2 > SB_SPACE:
@@ -108,7 +234,7 @@ def _verify(block: bytes, path: str) -> None:
 
 def _bitmap_at(block: bytes) -> int | None:
     """Byte offset of the bitmap's superblock; None without an internal bitmap."""
-    if not _u32(block, 8) & _FEATURE_BITMAP:
+    if not _u32(block, _FEATURES_AT) & _FEATURE_BITMAP:
         return None
     return OFFSET + struct.unpack_from("<i", block, _BITMAP_OFFSET_AT)[0] * SECTOR
 
@@ -141,6 +267,18 @@ def _write(handle: int, path: str, at: int, block: bytes) -> None:
 def _u32(block: bytes, at: int) -> int:
     value: int = struct.unpack_from("<I", block, at)[0]
     return value
+
+
+def _u64(block: bytes, at: int) -> int:
+    value: int = struct.unpack_from("<Q", block, at)[0]
+    return value
+
+
+def _not_growable(path: str, why: str) -> errors.ConflictError:
+    return errors.ConflictError(
+        f"The array of {path} cannot be grown while it is detached: {why}",
+        way_out="Attach the volume, let its array come in sync, and extend it there",
+    )
 
 
 def _unsound(path: str, why: str) -> errors.ConflictError:

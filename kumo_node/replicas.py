@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from oslo_log import log
 
 from kumo_client import errors
@@ -67,7 +69,8 @@ class Replicas:
         """Make a replica, empty or as a copy.
 
         :raises InvalidInputError: the size is no multiple of 4 MiB or less than the source's.
-        :raises ConflictError: it exists and is another.
+        :raises ConflictError: it exists and is another, or the array on the source cannot be
+            given another identity or size.
         :raises NotExistsError: the source does not exist.
         :raises NoSpaceError: the pool cannot promise that much.
         """
@@ -133,7 +136,7 @@ class Replicas:
     def _make(self, uuid: str, record: ReplicaRecord) -> ReplicaRecord:
         try:
             self._create(uuid, record)
-            self._restamp(uuid, record)
+            self._adapt_array(uuid, record)
         except errors.KumoError as error:
             if not error.transient:
                 self.undo(uuid, record)
@@ -177,14 +180,20 @@ class Replicas:
             return snapshot_name(record.source_snapshot)
         return None
 
-    def _restamp(self, uuid: str, record: ReplicaRecord) -> None:
+    def _adapt_array(self, uuid: str, record: ReplicaRecord) -> None:
+        """Give the array on a copied leg its own identity, and the size of the copy."""
         if record.array_uuid is None or self._source_name(record) is None:
             return
+        identity, name = record.array_uuid, record.array_name or ""
+        self._edit_array(uuid, lambda device: md_superblock.restamp(device, identity, name))
+        self._edit_array(uuid, md_superblock.grow)
+
+    def _edit_array(self, uuid: str, edit: Callable[[str], md_superblock.Outcome]) -> None:
         device = self.ctx.lvm.device(replica_name(uuid))
         try:
-            outcome = md_superblock.restamp(device, record.array_uuid, record.array_name or "")
+            outcome = edit(device)
         except OSError as error:
-            raise errors.InternalError(f"The copy {device} cannot be accessed: {error}") from error
+            raise errors.InternalError(f"The leg {device} cannot be accessed: {error}") from error
         LOG.info("Replica %s: its md superblock: %s", uuid, outcome.value)
 
     def _commit(self, uuid: str, record: ReplicaRecord) -> ReplicaRecord:
@@ -200,11 +209,14 @@ class Replicas:
 
     # Growing.
 
-    def resize(self, uuid: str, size: int) -> Replica:
+    def resize(self, uuid: str, size: int, *, grow_array: bool = False) -> Replica:
         """Grow a replica, exported or not.
 
         :param size: bytes, a multiple of 4 MiB.
-        :raises ConflictError: it is larger already.
+        :param grow_array: also grow the array of the leg in its superblock. The size of the replica
+            is recorded before; a caller that gets no answer repeats the call.
+        :raises ConflictError: it is larger already, or its array cannot be grown.
+        :raises InUseError: the array is to grow and the replica is exported.
         """
         if size % EXTENT:
             raise errors.InvalidInputError(f"bytes must be a multiple of {EXTENT}")
@@ -215,9 +227,13 @@ class Replicas:
                     f"Replica {uuid} has {record.bytes} bytes and cannot shrink",
                     volume=record.volume_id,
                 )
+            if grow_array:
+                self._refuse_exported(uuid, record)
             if size > record.bytes or record.target_bytes:
                 record = self._begin_resize(uuid, record, size)
                 record = self.finish_resize(uuid, record)
+            if grow_array:
+                self._edit_array(uuid, md_superblock.grow)
             return self.view(uuid, record)
 
     def _begin_resize(self, uuid: str, record: ReplicaRecord, size: int) -> ReplicaRecord:
@@ -255,13 +271,16 @@ class Replicas:
             record = self.ctx.spec.data.replicas.get(uuid)
             if record is None:
                 return
-            exports = self.ctx.spec.data.exports_of(uuid)
-            if exports:
-                raise errors.InUseError(
-                    f"Replica {uuid} is exported to {exports[0].host_nqn}",
-                    volume=record.volume_id,
-                    way_out="Detach the volume first",
-                )
+            self._refuse_exported(uuid, record)
             if record.state == READY:
                 record = self._commit(uuid, record.model_copy(update={"state": DELETING}))
             self.undo(uuid, record)
+
+    def _refuse_exported(self, uuid: str, record: ReplicaRecord) -> None:
+        exports = self.ctx.spec.data.exports_of(uuid)
+        if exports:
+            raise errors.InUseError(
+                f"Replica {uuid} is exported to {exports[0].host_nqn}",
+                volume=record.volume_id,
+                way_out="Detach the volume first",
+            )

@@ -40,12 +40,14 @@ class Node:
         """Make a replica, or find that it is there as asked."""
         return model(Replica, self.session.request("PUT", _replica(uuid), json=spec.wire()))
 
-    def resize_replica(self, uuid: str, size: int) -> Replica:
+    def resize_replica(self, uuid: str, size: int, *, grow_array: bool = False) -> Replica:
         """Grow a replica to ``size`` bytes.
 
-        :raises ConflictError: it is larger already.
+        :param grow_array: also the md array whose leg it is, while no host uses it.
+        :raises ConflictError: it is larger already, or its array cannot be grown.
+        :raises InUseError: the array is to grow and the replica is exported.
         """
-        body = ReplicaResize(bytes=size).wire()
+        body = ReplicaResize(bytes=size, grow_array=grow_array).wire()
         answer = self.session.request("PATCH", _replica(uuid), json=body, idempotent=True)
         return model(Replica, answer)
 

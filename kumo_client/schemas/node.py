@@ -102,9 +102,15 @@ class ReplicaSpec(WireModel):
 
 
 class ReplicaResize(WireModel):
-    """PATCH /v1/replicas/{uuid}. Smaller than now is Conflict, equal is Success."""
+    """PATCH /v1/replicas/{uuid}. Smaller than now is Conflict, equal is Success.
+
+    ``grow_array``: also grow the component size in the md superblock of the leg, when it has one.
+    For a leg that no host uses: InUse when it is exported. An array that is not in order is
+    Conflict.
+    """
 
     bytes: Bytes
+    grow_array: bool = Field(False, alias="growArray")
 
 
 class ExportSpec(WireModel):

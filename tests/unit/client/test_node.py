@@ -70,7 +70,9 @@ def test_bodies(node, network):
         "source": {"snapshot": S},
     }
     api.resize_replica(R, 2 << 30)
-    assert network.requests[-1].json == {"bytes": 2 << 30}
+    assert network.requests[-1].json == {"bytes": 2 << 30, "growArray": False}
+    api.resize_replica(R, 2 << 30, grow_array=True)
+    assert network.requests[-1].json == {"bytes": 2 << 30, "growArray": True}
 
 
 def test_ending_exports_to_one_or_all_hosts(node, network):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Superblocks built byte by byte from struct mdp_superblock_1 (include/uapi/linux/raid/md_p.h)."""
+"""A new identity for the superblock on a copied leg."""
 
 import pathlib
 import struct
@@ -14,50 +14,9 @@ from kumo_client.schemas.node import ArrayIdentity, ReplicaSource
 from kumo_node import md_superblock
 from kumo_node.md_superblock import Outcome
 from tests.unit.node.conftest import replica, uid
+from tests.unit.node.superblocks import OLD, bitmap, csum, superblock
 
-OLD = uuid.UUID("01020304-0506-0708-090a-0b0c0d0e0f10")
 NEW = "aabbccdd-eeff-0011-2233-445566778899"
-BITMAP_SECTOR = 8
-
-
-def csum(block):
-    """calc_sb_1_csum() of drivers/md/md.c, written again from its C."""
-    (max_dev,) = struct.unpack_from("<I", block, 220)
-    size, at, total = 256 + max_dev * 2, 0, 0
-    while size >= 4:
-        if at != 216:
-            total += int.from_bytes(block[at : at + 4], "little")
-        at += 4
-        size -= 4
-    if size == 2:
-        total += int.from_bytes(block[at : at + 2], "little")
-    return ((total & 0xFFFFFFFF) + (total >> 32)) & 0xFFFFFFFF
-
-
-def superblock(identity=OLD, name=b"storage:old", max_dev=128, bitmap=BITMAP_SECTOR, **changes):
-    """4 KiB with a superblock 1.2 of a two-leg raid1."""
-    array = struct.pack(
-        "<IIII16s32sQIIQIIi", 0xA92B4EFC, 1, 1 if bitmap else 0, 0, identity.bytes, name,
-        1700000000, 1, 0, 2048 * 8, 0, 2, bitmap or 0,
-    )  # fmt: skip
-    reshape = struct.pack("<IQIIIi", 0, 0, 0, 0, 0, 0)
-    device = struct.pack(
-        "<QQQQII16sBBHI", 2048, 16384, changes.get("super_offset", 8), 0, 1, 0,
-        bytes(range(16)), 0, 9, 8, 16,
-    )  # fmt: skip
-    state = struct.pack("<QQQII32x", 1700000001, 42, 0xFFFFFFFFFFFFFFFF, 0, max_dev)
-    block = bytearray(array + reshape + device + state)
-    assert len(block) == 256
-    block += b"".join(struct.pack("<H", role) for role in (0, 1)).ljust(max_dev * 2, b"\xff")
-    block[4:8] = struct.pack("<I", changes.get("major", 1))
-    block = block.ljust(4096, b"\0")
-    struct.pack_into("<I", block, 216, csum(block) ^ changes.get("spoil", 0))
-    return bytes(block)
-
-
-def bitmap(identity=OLD, magic=0x6D746962):
-    head = struct.pack("<II16sQQQIIII", magic, 4, identity.bytes, 42, 42, 16384, 0, 65536, 5, 0)
-    return head.ljust(4096, b"\xa5")
 
 
 def contents(path):
