@@ -7,10 +7,13 @@ import sys
 sys.path.insert(0, str(pathlib.Path(__file__).parent / "_ext"))
 
 project = "Kumo"
-copyright = "2026, Kumo developers"  # noqa: A001
+copyright = "2026, Kumo developers"
 author = "Kumo developers"
-extensions = ["oslo_config.sphinxext", "openapi_reference"]
+extensions = ["oslo_config.sphinxext", "extra_specs", "openapi_reference"]
 html_theme = "alabaster"
-html_theme_options = {"description": "Replicated NVMe-oF volumes for OpenStack", "page_width": "70em"}
+html_theme_options = {
+    "description": "Replicated NVMe-oF volumes for OpenStack",
+    "page_width": "70em",
+}
 exclude_patterns = ["_generated/README*"]
-openapi_documents = {"provisioner": "kumo_provisioner.app:openapi_document"}
+openapi_documents = {"provisioner": "kumo_provisioner.app:describe"}

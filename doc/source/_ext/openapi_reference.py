@@ -12,6 +12,10 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 METHODS = ("get", "post", "put", "patch", "delete")
+# FastAPI announces its own answer to a wrong body; our edge answers 400 in its place.
+NEVER_ANSWERED = "422"
+NEVER_ANSWERED_OBJECTS = ("HTTPValidationError", "ValidationError")
+TENANT = "/{tenantId}"
 
 
 def _type_text(schema: dict[str, Any]) -> str:
@@ -19,10 +23,20 @@ def _type_text(schema: dict[str, Any]) -> str:
         return f"`{schema['$ref'].rsplit('/', 1)[-1]}`_"
     for key in ("anyOf", "oneOf"):
         if key in schema:
-            return " or ".join(_type_text(part) for part in schema[key])
+            # An optional field: null counts as absent.
+            parts = [part for part in schema[key] if part.get("type") != "null"]
+            return " or ".join(_type_text(part) for part in parts)
     if schema.get("type") == "array":
         return f"list of {_type_text(schema.get('items', {}))}"
     return str(schema.get("type", "any"))
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool):
+        value = str(value).lower()
+    return f"``{value}``" if value != "" else "empty"
 
 
 def _limits(schema: dict[str, Any]) -> str:
@@ -31,14 +45,20 @@ def _limits(schema: dict[str, Any]) -> str:
         "maximum": "at most",
         "minLength": "length at least",
         "maxLength": "length at most",
+        "minItems": "items at least",
+        "maxItems": "items at most",
         "pattern": "matches",
         "default": "default",
     }
     found = [
-        f"{word} ``{schema[key]!r}``" if schema[key] != "" else f"{word} empty"
+        f"{word} {_value(schema[key])}"
         for key, word in words.items()
         if key in schema and not isinstance(schema[key], (dict, list))
     ]
+    for part in schema.get("anyOf", []):
+        found += [limit for limit in [_limits(part)] if limit]
+    if schema.get("type") == "array" and (limit := _limits(schema.get("items", {}))):
+        found.append(f"each: {limit}")
     return "; ".join(found)
 
 
@@ -46,7 +66,7 @@ def _table(rows: list[tuple[str, str, str, str]]) -> list[str]:
     lines = [
         ".. list-table::",
         "   :header-rows: 1",
-        "   :widths: 22 22 12 44",
+        "   :widths: 26 22 10 42",
         "",
         "   * - name",
         "     - type",
@@ -86,36 +106,71 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> list[str]:
     body = operation.get("requestBody", {}).get("content", {}).get("application/json", {})
     if body.get("schema"):
         lines += [f"Body: {_type_text(body['schema'])}", ""]
-    for status, answer in operation.get("responses", {}).items():
-        schema = answer.get("content", {}).get("application/json", {}).get("schema")
-        if schema:
-            lines += [f"Answer {status}: {_type_text(schema)}", ""]
-    return lines
+    return lines + _good_answer(operation)
+
+
+def _good_answer(operation: dict[str, Any]) -> list[str]:
+    answer = operation.get("responses", {}).get("200", {})
+    schema = answer.get("content", {}).get("application/json", {}).get("schema")
+    if not schema:
+        # A route whose answer is a StatusAnswer and more, as its description says.
+        return ["Answer: `StatusAnswer`_, with further fields", ""]
+    return [f"Answer: {_type_text(schema)}", ""]
+
+
+def _errors(document: dict[str, Any]) -> list[str]:
+    """One table for all operations: what each HTTP status can mean."""
+    found: dict[str, set[str]] = {}
+    for item in document["paths"].values():
+        for method in METHODS:
+            for status, answer in item.get(method, {}).get("responses", {}).items():
+                if status not in ("200", NEVER_ANSWERED):
+                    found.setdefault(status, set()).add(answer["description"])
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 15 85", ""]
+    lines += ["   * - HTTP", "     - ``status`` in the body"]
+    for status, texts in sorted(found.items()):
+        lines += [f"   * - {status}", f"     - {', '.join(sorted(texts))}"]
+    return ["Errors", "=" * 6, "", "The body is a `StatusAnswer`_.", "", *lines, ""]
 
 
 def reference(document: dict[str, Any]) -> list[str]:
     """The lines of reStructuredText that describe an OpenAPI 3.1 document."""
+    paths = document["paths"]
     lines = ["Operations", "=" * 10, ""]
-    for path, item in document["paths"].items():
+    for path, item in paths.items():
+        if path.startswith(TENANT) and path.removeprefix(TENANT) in paths:
+            continue
+        if f"{TENANT}{path}" in paths:
+            item = {method: _with_tenant(path, text) for method, text in item.items()}
         for method in METHODS:
             if method in item:
                 lines += _operation(method, path, item[method])
-    lines += ["Objects", "=" * 7, ""]
+    lines += [*_errors(document), "Objects", "=" * 7, ""]
     for name, schema in sorted(document.get("components", {}).get("schemas", {}).items()):
+        if name in NEVER_ANSWERED_OBJECTS:
+            continue
         lines += [name, "-" * len(name), ""]
         lines += [*schema.get("description", "").splitlines(), ""]
         lines += _fields(schema)
     return lines
 
 
+def _with_tenant(path: str, operation: dict[str, Any]) -> dict[str, Any]:
+    text = operation.get("description", "")
+    return operation | {"description": f"{text}\n\nAlso as ``{TENANT}{path}``."}
+
+
 class OpenApiReference(SphinxDirective):
-    """Insert the reference of the document named in ``openapi_documents``."""
+    """Insert the reference of the document named in ``openapi_documents``.
+
+    Its value is ``module:function``; the function gives a FastAPI application.
+    """
 
     required_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         module, _, function = self.config.openapi_documents[self.arguments[0]].partition(":")
-        document = getattr(importlib.import_module(module), function)()
+        document = getattr(importlib.import_module(module), function)().openapi()
         content = StringList(reference(document), source=f"<{module}>")
         container = nodes.section()
         container.document = self.state.document
@@ -126,4 +181,4 @@ class OpenApiReference(SphinxDirective):
 def setup(app: Sphinx) -> dict[str, Any]:
     app.add_config_value("openapi_documents", {}, "env")
     app.add_directive("openapi-reference", OpenApiReference)
-    return {"version": "1", "parallel_read_safe": True}
+    return {"version": "2", "parallel_read_safe": True}
