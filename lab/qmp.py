@@ -52,6 +52,8 @@ def _answer(stream: Any) -> Any:
         if not line:
             raise OSError("connection closed")
         message = json.loads(line)
+        if not isinstance(message, dict):
+            raise ValueError("not an object")
         if "error" in message:
             raise QmpError(f"virtual machine monitor: {message['error'].get('desc')}")
         if "return" in message or "QMP" in message:
