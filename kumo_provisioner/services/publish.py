@@ -2,9 +2,10 @@
 """Giving hosts access to volumes, and taking it away.
 
 Publish works with the replicas it can reach: with at least one export made it succeeds, and a
-reconcile makes the others when their nodes are back. Unpublish always succeeds once recorded, or a
-volume could not be detached from a dead node; the export that is left there is removed by the
-reconcile that follows the node's return.
+reconcile makes the others when their nodes are back. The legs of an array whose extension is
+unfinished may differ in size: it is finished first, or only the legs that have grown are given.
+Unpublish always succeeds once recorded, or a volume could not be detached from a dead node; the
+export that is left there is removed by the reconcile that follows the node's return.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from kumo_client.schemas.node import ExportSpec
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
-from kumo_provisioner.services import building, hosts, view, volumes
+from kumo_provisioner.services import building, extending, hosts, view, volumes
 
 LOG = log.getLogger(__name__)
 
@@ -57,6 +58,7 @@ def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.Publi
     if uuid is None:
         raise volumes.missing(request.vol_id)
     with core.locks.hold(uuid):
+        legs = _alike(core, tenant, uuid)
         with core.db.write() as session:
             volume = volumes.find(session, tenant, uuid)
             host = _host(session, request)
@@ -66,7 +68,7 @@ def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.Publi
                 session.add(
                     models.Publication(volume_id=uuid, host_id=host.uuid, status=models.PUBLISHING)
                 )
-            calls = _calls(volume, host.nqn)
+            calls = _calls(volume, host.nqn, legs)
         outcomes = core.nodes.call_all(calls)
         if all(outcome.error is not None for outcome in outcomes.values()):
             if fresh:
@@ -74,6 +76,26 @@ def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.Publi
             failed = building.first_error(outcomes)
             raise failed or errors.InternalError(f"volume {uuid} has no replica", volume=uuid)
         return _commit(core, uuid, host, outcomes, fresh)
+
+
+def _alike(core: Core, tenant: str, uuid: str) -> set[str] | None:
+    """Replicas whose arrays are certain to be of one size; None for all.
+
+    :raises KumoError: an extension cannot be finished, and no leg is known to have grown.
+    """
+    with core.db.read() as session:
+        volume = volumes.find(session, tenant, uuid)
+        finished = volume.wanted_capacity == volume.capacity
+        if finished or not volume.replicated or extending.in_use(volume):
+            return None
+    grown, failed = extending.attempt(core, uuid)
+    with core.db.read() as session:
+        volume = session.get_one(models.Volume, uuid)
+        if volume.wanted_capacity == volume.capacity:
+            return None
+    if failed is not None and not grown:
+        raise failed
+    return grown
 
 
 def _host(session: Session, request: wire.PublishRequest) -> models.Host:
@@ -89,16 +111,20 @@ def _host(session: Session, request: wire.PublishRequest) -> models.Host:
     return host
 
 
-def _calls(volume: models.Volume, host_nqn: str) -> dict[str, Call[Any]]:
-    """Exports to make. A node known to be down is asked only when there is no other."""
-    up = [one for one in volume.replicas if one.backend.state == AVAILABLE]
+def _calls(volume: models.Volume, host_nqn: str, legs: set[str] | None) -> dict[str, Call[Any]]:
+    """Exports to make. A node known to be down is asked only when there is no other.
+
+    :param legs: the replicas that may be exported; None for all.
+    """
+    usable = [one for one in volume.replicas if legs is None or one.uuid in legs]
+    up = [one for one in usable if one.backend.state == AVAILABLE]
     io_class = naming.io_class(volume.num_replicas)
     return {
         replica.uuid: (
             Address.of(replica.backend),
             export_call(replica.uuid, host_nqn, io_class),
         )
-        for replica in up or volume.replicas
+        for replica in up or usable
     }
 
 

@@ -320,13 +320,14 @@ def _copy(
     array = None
     if row.replicated:
         array = ArrayIdentity(uuid=row.uuid, name=naming.array_name(row.alias))
-    # A leg may have grown in an extension that was given up; a copy is never smaller.
-    sizes = [max(wanted, source_bytes) for _, source_bytes, _ in sources]
-    charges = [capacity.replica_charge(core.conf, size, row.provisioning_type) for size in sizes]
+    # A leg may have grown in an extension that was given up; a copy is never smaller, and the legs
+    # of an array are alike.
+    size = max(wanted, *(source_bytes for _, source_bytes, _ in sources))
+    charge = capacity.replica_charge(core.conf, size, row.provisioning_type)
     backends = [backend for backend, _, _ in sources]
-    _refuse_full(session, list(zip(backends, charges, strict=True)))
+    _refuse_full(session, [(backend, charge) for backend in backends])
     calls = {}
-    for (backend, _, source), size, charge in zip(sources, sizes, charges, strict=True):
+    for backend, _, source in sources:
         replica = volumes.add_replica(row, backend, size, charge)
         spec = ReplicaSpec(volume_id=row.uuid, bytes=size, source=source, array=array)
         calls[replica.uuid] = building.put_replica(backend, replica.uuid, spec)

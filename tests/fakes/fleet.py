@@ -211,9 +211,7 @@ class FakeNode:
         kind, uuid, exports = match.groups()
         routes: dict[tuple[str, str, bool], Callable[[], Any]] = {
             ("PUT", "replicas", False): lambda: model.put_replica(uuid, _body(ReplicaSpec, body)),
-            ("PATCH", "replicas", False): lambda: model.resize_replica(
-                uuid, _body(ReplicaResize, body).bytes
-            ),
+            ("PATCH", "replicas", False): lambda: _resize(model, uuid, body),
             ("GET", "replicas", False): lambda: model.replica(uuid),
             ("DELETE", "replicas", False): lambda: model.delete_replica(uuid),
             ("PUT", "snapshots", False): lambda: model.put_snapshot(
@@ -227,6 +225,11 @@ class FakeNode:
         if route is None:
             raise errors.MethodNotAllowedError(f"{method} is not possible for {path}")
         return route()
+
+
+def _resize(model: NodeModel, uuid: str, body: bytes) -> Any:
+    wish = _body(ReplicaResize, body)
+    return model.resize_replica(uuid, wish.bytes, grow_array=wish.grow_array)
 
 
 def _body(cls: Any, body: bytes) -> Any:

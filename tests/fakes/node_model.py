@@ -30,9 +30,12 @@ from kumo_client.schemas.node import (
 
 @dataclass
 class FakeReplica:
+    """A replica. ``array_bytes``: the leg's size when its array was last grown by the node."""
+
     spec: ReplicaSpec
     bytes: int
     exports: dict[str, Export] = field(default_factory=dict)
+    array_bytes: int = 0
 
 
 @dataclass
@@ -135,13 +138,17 @@ class NodeModel:
             raise errors.NotExistsError("the source does not exist here")
         return held.bytes
 
-    def resize_replica(self, uuid: str, size: int) -> Replica:
+    def resize_replica(self, uuid: str, size: int, *, grow_array: bool = False) -> Replica:
         with self.lock:
             held = self._held(uuid)
+            if grow_array and held.exports:
+                raise errors.InUseError(f"replica {uuid} is exported")
             if size < held.bytes:
                 raise errors.ConflictError(f"replica {uuid} is larger already")
             self._need_room(size - held.bytes)
             held.bytes = size
+            if grow_array:
+                held.array_bytes = size
             return self.replica(uuid)
 
     def _held(self, uuid: str) -> FakeReplica:

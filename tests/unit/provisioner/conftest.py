@@ -33,14 +33,16 @@ class FaultyNode:
     def __getattr__(self, name):
         method = getattr(self._model, name)
 
-        def call(*args):
+        def call(*args, **options):
             self._nodes.calls.append((self._port, name))
             fault = self._nodes.faults.get((self._port, name))
+            if options.get("grow_array"):
+                fault = self._nodes.faults.get((self._port, "grow_array"), fault)
             if self._port in self._nodes.down or fault == "lost request":
                 raise errors.CommunicationError("no answer in time")
             if isinstance(fault, Exception):
                 raise fault
-            result = method(*args)
+            result = method(*args, **options)
             if fault == "lost answer":
                 raise errors.CommunicationError("no answer in time")
             return result
