@@ -71,6 +71,10 @@ VERBS = {
         lambda n: n.exports.put(R2, export()),
     ),
     "resize": (exported, lambda n: n.replicas.resize(R1, 64 * MIB)),
+    "resize detached": (
+        lambda n: n.replicas.put(R1, replica()),
+        lambda n: n.replicas.resize(R1, 64 * MIB, grow_array=True),
+    ),
     "snapshot": (exported, lambda n: n.snapshots.put(S1, snapshot(R1))),
     "copy": (
         with_snapshot,
