@@ -99,6 +99,8 @@ EXECUTABLE = ("usr/local/sbin/kumo-seed", "usr/local/bin/kumo-python")
 ENABLED = {"sysinit.target.wants": "kumo-seed.service"}
 # To be raised when the steps below change what is in the image.
 _REVISION = 2
+_APT = Path("/etc/apt")
+_MOUNTS = Path("/proc/self/mountinfo")
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _bootstrap(kernel: str, tree: Path) -> None:
         "-",
     ]
     # The kernel package would make a large initramfs that is thrown away (its postinst.d script).
-    _run(argv, input=_sources(Path("/etc/apt")), env=os.environ | {"INITRD": "No"})
+    _run(argv, input=_sources(_APT), env=os.environ | {"INITRD": "No"})
 
 
 def _sources(directory: Path) -> str:
@@ -254,7 +256,7 @@ def _run(argv: list[str], *, input: str | None = None, env: dict[str, str] | Non
 
 def _remove_tree(path: Path) -> None:
     """Remove a tree unless something is still mounted below it."""
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    mounts = [line.split()[4] for line in _MOUNTS.read_text().splitlines()]
     for mount in sorted((m for m in mounts if m.startswith(f"{path}/")), reverse=True):
         _run(["umount", "--lazy", mount])
     shutil.rmtree(path)

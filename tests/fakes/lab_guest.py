@@ -9,7 +9,7 @@ import socket
 import threading
 
 
-class Hangup(Exception):
+class HangupError(Exception):
     """The fake closes the connection instead of answering."""
 
 
@@ -38,7 +38,7 @@ class LineServer:
             assert not thread.is_alive(), "a connection was left open"
 
     def _serve(self, sock):
-        with sock, contextlib.suppress(OSError, Hangup):
+        with sock, contextlib.suppress(OSError, HangupError):
             sock.sendall(self.greeting())
             with sock.makefile("rb") as lines:
                 for line in lines:
@@ -89,7 +89,7 @@ class FakeGuest(LineServer):
             return b"\xff" + encode({"return": arguments["id"]})
         self.calls.append((name, arguments))
         if name in self.hangup:
-            raise Hangup
+            raise HangupError
         if name in self.mute:
             return b""
         if name in self.errors:
@@ -187,7 +187,7 @@ class FakeMonitor(LineServer):
             return encode({"return": {}})
         assert self.commands[-2][0] == "qmp_capabilities"
         if name in self.hangup:
-            raise Hangup
+            raise HangupError
         if self.raw is not None:
             return self.raw
         if name in self.errors:

@@ -56,5 +56,5 @@ def test_an_answer_that_makes_no_sense(monitor, line):
 
 def test_no_monitor(monitor):
     monitor.refuse = FileNotFoundError(2, "No such file or directory")
-    with pytest.raises(QmpError, match="does not answer stop: .*No such file"):
+    with pytest.raises(QmpError, match=r"does not answer stop: .*No such file"):
         qmp.execute(monitor.connect, "stop")
