@@ -85,9 +85,12 @@ def finish(core: Core, uuid: str) -> None:
         raise failed
 
 
-def attempt(core: Core, uuid: str) -> tuple[set[str], errors.KumoError | None]:
+def attempt(
+    core: Core, uuid: str, *, partly: bool = False
+) -> tuple[set[str], errors.KumoError | None]:
     """Try to finish an extension. The caller holds the lock of the volume.
 
+    :param partly: grow the arrays that can be grown although a node cannot be asked.
     :returns: uuids of the replicas that are certain to have grown, with their array when no host
         uses it; and the error, unless all have.
     """
@@ -100,12 +103,12 @@ def attempt(core: Core, uuid: str) -> tuple[set[str], errors.KumoError | None]:
         addresses = {replica.uuid: Address.of(replica.backend) for replica in row.replicas}
     outcomes = core.nodes.call_all(_calls(addresses, size, grow_array=False))
     resized = _succeeded(outcomes)
-    if arrays and len(resized) == len(addresses):
-        outcomes = core.nodes.call_all(_calls(addresses, size, grow_array=True))
-        hopeless = not _succeeded(outcomes) and not _any_may_succeed(outcomes)
-    else:
-        hopeless = not _any_may_succeed(outcomes)
-    failed = building.first_error(outcomes)
+    if arrays and (len(resized) == len(addresses) or (partly and _may_succeed(outcomes))):
+        legs = {one: addresses[one] for one in resized}
+        outcomes |= core.nodes.call_all(_calls(legs, size, grow_array=True))
+    grown, failed = _succeeded(outcomes), building.first_error(outcomes)
+    # Larger legs do no harm; arrays of which only some have grown could not be assembled.
+    hopeless = not _may_succeed(outcomes) and not (arrays and grown and resized == set(addresses))
     with core.db.write() as session:
         row = session.get_one(models.Volume, uuid)
         for replica in row.replicas:
@@ -116,7 +119,7 @@ def attempt(core: Core, uuid: str) -> tuple[set[str], errors.KumoError | None]:
         elif hopeless:
             _give_up(core, row)
     _tell(core, f"Extension of volume {uuid} to {wanted} GiB", failed)
-    return _succeeded(outcomes), failed
+    return grown, failed
 
 
 def _tell(core: Core, what: str, failed: errors.KumoError | None) -> None:
@@ -148,7 +151,7 @@ def _succeeded(outcomes: dict[str, Outcome[Any]]) -> set[str]:
     return {uuid for uuid, outcome in outcomes.items() if outcome.error is None}
 
 
-def _any_may_succeed(outcomes: dict[str, Outcome[Any]]) -> bool:
+def _may_succeed(outcomes: dict[str, Outcome[Any]]) -> bool:
     return any(_may_still_succeed(outcome) for outcome in outcomes.values())
 
 

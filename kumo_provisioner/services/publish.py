@@ -88,7 +88,7 @@ def _alike(core: Core, tenant: str, uuid: str) -> set[str] | None:
         finished = volume.wanted_capacity == volume.capacity
         if finished or not volume.replicated or extending.in_use(volume):
             return None
-    grown, failed = extending.attempt(core, uuid)
+    grown, failed = extending.attempt(core, uuid, partly=True)
     with core.db.read() as session:
         volume = session.get_one(models.Volume, uuid)
         if volume.wanted_capacity == volume.capacity:

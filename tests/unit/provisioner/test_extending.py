@@ -106,9 +106,10 @@ def test_an_extension_of_which_one_array_knows_is_finished(core, pair, fault):
     assert arrays(core, pair) == [THREE, THREE]
 
 
+@pytest.mark.parametrize("lost", ["resize_replica", "grow_array"])
 @pytest.mark.parametrize("healed", [True, False])
-def test_a_host_is_given_legs_of_one_size(core, pair, healed):
-    core.nodes.faults[port_of(core, pair, 1), "grow_array"] = "lost request"
+def test_a_host_is_given_legs_of_one_size(core, pair, healed, lost):
+    core.nodes.faults[port_of(core, pair, 1), lost] = "lost request"
     with pytest.raises(errors.BackendUnavailableError):
         volumes.extend(core, T, pair, 3)
     if healed:
@@ -121,6 +122,7 @@ def test_a_host_is_given_legs_of_one_size(core, pair, healed):
         assert shown(core, pair).capacity == 3
     else:
         assert core.nodes.exports() == {(first, NQN)}
+        assert arrays(core, pair) == [THREE, 0]
         assert last in answer.description
 
 
