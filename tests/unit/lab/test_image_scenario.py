@@ -148,7 +148,7 @@ def services(monkeypatch, tmp_path, cloud):
 
 @pytest.fixture
 def lab(tmp_path):
-    compute = SimpleNamespace(name="compute1")
+    compute = SimpleNamespace(name="compute1", put=lambda *_: None, run=lambda command: None)
     return SimpleNamespace(
         netns="kumo-x", state_dir=tmp_path, processes=SimpleNamespace(), compute=[compute]
     )
