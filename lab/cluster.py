@@ -26,7 +26,7 @@ from typing import Any
 from lab import image, python_site
 from lab.errors import LabError, ProcessError, UsageError
 from lab.machine import COMPUTE, MEMORY_MIB, STORAGE, Layers, Machine, MachineSpec
-from lab.network import Network
+from lab.network import Network, address
 from lab.processes import Processes
 from lab.progress import Progress
 
@@ -237,7 +237,11 @@ def _path(key: str, value: str) -> Any:
 
 
 def _machine_specs(storage: int, compute: int, ssd_gib: int) -> list[MachineSpec]:
-    return [
+    """What the machines of a lab are made of.
+
+    :raises LabError: more than there are addresses for.
+    """
+    specs = [
         MachineSpec(
             name=f"{role}{number}",
             role=role,
@@ -249,6 +253,9 @@ def _machine_specs(storage: int, compute: int, ssd_gib: int) -> list[MachineSpec
         for role, count in ((STORAGE, storage), (COMPUTE, compute))
         for number in range(1, count + 1)
     ]
+    for spec in specs:
+        address(spec.role, spec.number)
+    return specs
 
 
 def _boot(machine: Machine, progress: Progress) -> None:

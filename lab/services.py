@@ -128,6 +128,7 @@ class Services:
     def close(self) -> None:
         """Let go of the namespace; everything stays running."""
         self.cinder.close()
+        self.stack.close()
 
 
 def _start_compute(compute: Compute, progress: Progress) -> None:

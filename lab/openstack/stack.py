@@ -154,6 +154,10 @@ class Stack:
         """Stop everything, the broker last; nothing happens to what does not run."""
         for name in reversed(NAMES):
             self._processes.stop(name)
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the namespace, whose last thread keeps it there; what runs stays running."""
         self._inside.close()
 
     def _start(self, services: list[Service], progress: Progress) -> None:
