@@ -38,6 +38,7 @@ _HEAD = struct.Struct("<IIII16s32s")
 _FEATURES_AT, _UUID_AT, _NAME_AT, _LEVEL_AT, _SIZE_AT = 8, 16, 32, 72, 80
 _BITMAP_OFFSET_AT = 96
 _DATA_OFFSET_AT, _DATA_SIZE_AT, _SUPER_OFFSET_AT = 128, 136, 144
+_BBLOG_SIZE_AT, _BBLOG_OFFSET_AT = 186, 188
 _RESYNC_OFFSET_AT, _CSUM_AT, _MAX_DEV_AT = 208, 216, 220
 _FEATURE_BITMAP = 1
 _MAX_SECTOR = 0xFFFFFFFFFFFFFFFF
@@ -48,7 +49,7 @@ _BITMAP_HEAD = struct.Struct("<II16s")
 # bitmap_super_t: magic, version, uuid, events, events_cleared, sync_size, state, chunksize,
 # daemon_sleep, write_behind, sectors_reserved, nodes.
 _BITMAP = struct.Struct("<II16sQQQIIIIII")
-_SYNC_SIZE_AT = 40
+_SYNC_SIZE_AT, _RESERVED_AT = 40, 64
 # sizeof(bitmap_super_t); the bits follow, the lowest first in each byte.
 _BITMAP_BITS_AT = 256
 # BITMAP_MAJOR_HI: the bits are little-endian and there is one host.
@@ -123,8 +124,7 @@ def grow(path: str) -> Outcome:
         _check_in_order(block, path)
         bitmap_at = _bitmap_at(block)
         if bitmap_at is not None:
-            identity = block[_UUID_AT:_NAME_AT]
-            _grow_bitmap(handle, path, bitmap_at, identity, size, room)
+            _grow_bitmap(handle, path, block, bitmap_at, size, room)
         new = bytearray(block)
         struct.pack_into("<Q", new, _SIZE_AT, room)
         struct.pack_into("<Q", new, _DATA_SIZE_AT, room)
@@ -153,26 +153,42 @@ def _check_in_order(block: bytes, path: str) -> None:
         raise _not_growable(path, "it was not stopped cleanly or is not in sync")
 
 
-def _grow_bitmap(
-    handle: int, path: str, at: int, identity: bytes, size: int, new_size: int
-) -> None:
+def _grow_bitmap(handle: int, path: str, block: bytes, at: int, size: int, new_size: int) -> None:
     """Clear the bits of the chunks that come into use, and set ``sync_size``; sizes in sectors."""
-    chunk, reserved = _bitmap_layout(handle, path, at, identity)
+    chunk, reserved = _bitmap_layout(handle, path, at, block[_UUID_AT:_NAME_AT])
     first, end = -(-size // chunk), -(-new_size // chunk)
-    used = _BITMAP_BITS_AT + -(-end // 8)
-    if used > reserved:
-        raise _not_growable(path, f"its bitmap has {reserved} bytes and would need {used}")
+    used, room = _BITMAP_BITS_AT + -(-end // 8), _bitmap_room(block)
+    if used > room:
+        raise _not_growable(path, f"its bitmap has {room} bytes and would need {used}")
     old = _read(handle, path, at, used)
     new = bytearray(old)
     for bit in range(first, end):
         new[_BITMAP_BITS_AT + bit // 8] &= ~(1 << bit % 8)
     struct.pack_into("<Q", new, _SYNC_SIZE_AT, new_size)
+    if reserved * SECTOR < used and reserved:
+        struct.pack_into("<I", new, _RESERVED_AT, -(-used // SECTOR))
     if new != old:
         _write(handle, path, at, bytes(new))
 
 
+def _bitmap_room(block: bytes) -> int:
+    """Bytes from the start of the bitmap to what comes next: superblock, bad block log or data.
+
+    ``sectors_reserved`` does not tell: mdadm leaves it 0, and when the kernel has to grow a bitmap
+    of which it does not know the room it records the sectors in use at that time
+    (``md_bitmap_resize()``).
+    """
+    start, log = (
+        struct.unpack_from("<i", block, at)[0] for at in (_BITMAP_OFFSET_AT, _BBLOG_OFFSET_AT)
+    )
+    ends = [0, _u64(block, _DATA_OFFSET_AT) - OFFSET // SECTOR]
+    if struct.unpack_from("<H", block, _BBLOG_SIZE_AT)[0]:
+        ends.append(log)
+    return (min((end for end in ends if end > start), default=start) - start) * SECTOR
+
+
 def _bitmap_layout(handle: int, path: str, at: int, identity: bytes) -> tuple[int, int]:
-    """Sectors of a chunk, and bytes that the bitmap may take."""
+    """Sectors of a chunk, and ``sectors_reserved``."""
     head = _read(handle, path, at, _BITMAP_BITS_AT)
     magic, version, seen, _, _, _, state, chunk, _, _, reserved, nodes = _BITMAP.unpack_from(head)
     if magic != BITMAP_MAGIC or seen != identity:
@@ -183,7 +199,7 @@ def _bitmap_layout(handle: int, path: str, at: int, identity: bytes) -> tuple[in
         raise _not_growable(path, f"its bitmap is not in order (state {state:#x})")
     if chunk < SECTOR or chunk & (chunk - 1):
         raise _unsound(path, f"its bitmap has chunks of {chunk} bytes")
-    return chunk // SECTOR, reserved * SECTOR
+    return chunk // SECTOR, reserved
 
 
 @contextlib.contextmanager

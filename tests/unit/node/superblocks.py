@@ -39,8 +39,8 @@ def superblock(identity=OLD, name=b"storage:old", max_dev=128, bitmap=BITMAP_SEC
     )  # fmt: skip
     reshape = struct.pack("<IQIIIi", 0, 0, 0, 0, 0, 0)
     device = struct.pack(
-        "<QQQQII16sBBHI", DATA_OFFSET, size, changes.get("super_offset", 8), 0, 1, 0,
-        bytes(range(16)), 0, 9, 8, 16,
+        "<QQQQII16sBBHi", DATA_OFFSET, size, changes.get("super_offset", 8), 0, 1, 0,
+        bytes(range(16)), 0, 9, changes.get("bblog_size", 8), changes.get("bblog", 16),
     )  # fmt: skip
     state = struct.pack("<QQQII32x", 1700000001, 42, changes.get("resync", MAX), 0, max_dev)
     block = bytearray(array + reshape + device + state)
@@ -57,7 +57,7 @@ def bitmap(identity=OLD, magic=0x6D746962, **changes):
     size, chunk = changes.get("size", SECTORS), changes.get("chunk", CHUNK)
     head = struct.pack(
         "<II16sQQQIIIIII", magic, changes.get("version", 4), identity.bytes, 42, 42, size,
-        changes.get("state", 0), chunk, 5, 0, changes.get("reserved", 8), changes.get("nodes", 0),
+        changes.get("state", 0), chunk, 5, 0, changes.get("reserved", 0), changes.get("nodes", 0),
     ).ljust(256, b"\0")  # fmt: skip
     bits = (1 << (4096 - 256) * 8) - 1
     bits &= ~((1 << -(-size * 512 // chunk)) - 1)

@@ -142,7 +142,6 @@ def test_a_crash_between_the_writes_leaves_the_old_array(leg, monkeypatch):
         (superblock(), bitmap(version=5), "version 5"),
         (superblock(), bitmap(nodes=2), "2 nodes"),
         (superblock(), bitmap(state=2), "state 0x2"),
-        (superblock(), bitmap(reserved=0), "has 0 bytes"),
     ],
 )
 def test_an_array_that_is_not_in_order_is_refused(leg, block, bits, why):
@@ -174,7 +173,7 @@ def test_what_is_not_sound_is_left_alone(leg, block, bits, why):
 
 
 def test_the_bitmap_must_have_room_for_every_chunk(tmp_path):
-    """8 sectors hold (4096 - 256) * 8 bits; a chunk here is a sector."""
+    """The log begins 8 sectors after it: room for (4096 - 256) * 8 bits; a chunk is a sector."""
     chunks = (4096 - 256) * 8
     for more, fits in ((0, True), (8, False)):
         path = tmp_path / str(more)
@@ -189,7 +188,8 @@ def test_the_bitmap_must_have_room_for_every_chunk(tmp_path):
 
 def test_a_bitmap_of_more_than_a_page(tmp_path):
     path = tmp_path / "leg"
-    write(path, bits=bitmap(chunk=512, reserved=128), size=(DATA_OFFSET + 65536) * 512)
+    block = superblock(bblog=8 + 128)
+    write(path, block, bitmap(chunk=512), size=(DATA_OFFSET + 65536) * 512)
     with path.open("r+b") as device:
         device.seek(12288)
         device.write(b"\xff" * 61440)
@@ -197,6 +197,30 @@ def test_a_bitmap_of_more_than_a_page(tmp_path):
     image = path.read_bytes()
     assert bits_set(image[8192 : 8192 + 65536], 65536) == []
     assert set(image[8192 + 256 + 8192 : 8192 + 65536]) == {0xFF}
+
+
+@pytest.mark.parametrize(
+    ("bitmap_at", "changes", "sectors"),
+    [
+        (8, {}, 8),
+        (8, {"bblog": 136}, 128),
+        (8, {"bblog_size": 0}, DATA_OFFSET - 16),
+        (8, {"bblog": -8}, DATA_OFFSET - 16),
+        (-8, {}, 8),
+        (-8, {"bblog": -2}, 6),
+        (DATA_OFFSET, {}, 0),
+    ],
+)
+def test_the_room_of_a_bitmap_ends_where_something_else_begins(bitmap_at, changes, sectors):
+    block = superblock(bitmap=bitmap_at, **changes)
+    assert md_superblock._bitmap_room(block) == sectors * 512
+
+
+@pytest.mark.parametrize(("reserved", "after"), [(0, 0), (1, 2), (8, 8)])
+def test_the_sectors_reserved_are_those_in_use_at_least(leg, reserved, after):
+    path = leg(bits=bitmap(chunk=8192, reserved=reserved))
+    assert md_superblock.grow(path) is Outcome.GROWN
+    assert struct.unpack_from("<I", pathlib.Path(path).read_bytes(), 8192 + 64)[0] == after
 
 
 @settings(max_examples=30, deadline=None)
@@ -210,8 +234,13 @@ def test_any_growth(tmp_path_factory, sectors, more, chunk, dirty):
     chunks = -(-sectors * 512 // chunk)
     dirty &= (1 << chunks) - 1
     path = tmp_path_factory.mktemp("grow") / "leg"
-    bits = bitmap(size=sectors, chunk=chunk, dirty=dirty, reserved=64)
-    write(path, superblock(size=sectors), bits, size=(DATA_OFFSET + sectors + more) * 512)
+    bits = bitmap(size=sectors, chunk=chunk, dirty=dirty)
+    write(
+        path,
+        superblock(size=sectors, bblog_size=0),
+        bits,
+        size=(DATA_OFFSET + sectors + more) * 512,
+    )
     room = (sectors + more) // 8 * 8
     grown = md_superblock.grow(str(path))
     assert grown is (Outcome.GROWN if room > sectors else Outcome.AS_LARGE)
