@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 DIRECTORY = Path("lab-failures")
 _JOURNAL_SECONDS = 20.0
+# The guest agent keeps 16 MiB of a command's output.
+_JOURNAL = "journalctl -b --no-pager --lines=50000"
 
 
 def collect(
@@ -63,7 +65,7 @@ def _collect_lab(lab: Lab, target: Path) -> list[str]:
 def _journal(machine: Machine, target: Path) -> str:
     """Copy the journal of a machine; return what was in the way, if anything."""
     try:
-        done = machine.run("journalctl -b --no-pager", check=False, timeout=_JOURNAL_SECONDS)
+        done = machine.run(_JOURNAL, check=False, timeout=_JOURNAL_SECONDS)
     except (LabError, OSError) as error:
         return f"{machine.name}: no journal: {error}"
     (target / f"{machine.name}-journal.log").write_text(done.stdout + done.stderr)

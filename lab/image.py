@@ -203,7 +203,10 @@ def _sources(directory: Path) -> str:
     if "bookworm" not in text:
         raise LabError("the apt sources of this machine are not those of Debian 12 (bookworm)")
     if "bookworm-security" not in text:
-        raise LabError("the apt sources of this machine have no bookworm-security")
+        raise LabError(
+            "the apt sources of this machine have no bookworm-security",
+            way_out="Add that suite of http://security.debian.org/debian-security to them.",
+        )
     return text
 
 

@@ -54,10 +54,12 @@ class MachineSpec:
 
     @property
     def address(self) -> str:
+        """Address on the bridge of the lab."""
         return address(self.role, self.number)
 
     @property
     def tap(self) -> str:
+        """Name of the machine's network device on our side."""
         # A device name has at most 15 bytes (IFNAMSIZ, linux/if.h).
         return f"tap-{self.role[0]}{self.number}"
 
@@ -106,6 +108,7 @@ class Machine:
 
     @property
     def console_path(self) -> Path:
+        """File with everything the machine has written to its serial console."""
         return self.directory / "console.log"
 
     @property
@@ -155,6 +158,7 @@ class Machine:
 
     @property
     def overlay(self) -> Path:
+        """The root disk: what the machine has changed of the image."""
         return self.directory / "root.qcow2"
 
     def create_overlay(self) -> None:
@@ -238,6 +242,7 @@ class Machine:
 
     @property
     def process_name(self) -> str:
+        """Name of QEMU among the processes of the lab."""
         return f"vm-{self.name}"
 
     def alive(self) -> bool:

@@ -30,11 +30,13 @@ def test_consoles_journals_and_logs_are_kept(lab, tmp_path):
     assert kept == {
         "storage1-console.log": "console of storage1\n",
         "compute1-console.log": "console of compute1\n",
-        "storage1-journal.log": "storage1: journalctl -b --no-pager\n",
-        "compute1-journal.log": "compute1: journalctl -b --no-pager\n",
+        "storage1-journal.log": "storage1: journalctl -b --no-pager --lines=50000\n",
+        "compute1-journal.log": "compute1: journalctl -b --no-pager --lines=50000\n",
         "logs/provisioner.log": "a line of the provisioner\nthe last\n",
     }
-    assert lab.machines["storage1"].done == [("journalctl -b --no-pager", False, 20.0)]
+    assert lab.machines["storage1"].done == [
+        ("journalctl -b --no-pager --lines=50000", False, 20.0)
+    ]
 
 
 def test_what_cannot_be_had_is_said(lab, tmp_path):
