@@ -108,7 +108,27 @@ def test_garbage_after_synchronising_is_no_answer(agent, monkeypatch, guest):
         agent.call("guest-ping")
 
 
-def test_requests_of_several_threads_do_not_mix(guest, agent):
+class Counted:
+    """A connection that notes how many there are at once."""
+
+    def __init__(self, sock, counts):
+        self._sock, self._counts = sock, counts
+        counts.append(counts[-1] + 1)
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._sock.close()
+        self._counts.append(self._counts[-1] - 1)
+
+
+def test_requests_of_several_threads_come_one_after_the_other(guest):
+    counts = [0]
+    agent = GuestAgent("vm", lambda: Counted(guest.connect(), counts))
     guest.program = lambda argv, stdin: (0, argv[-1], "")
     found = {}
 
@@ -121,6 +141,8 @@ def test_requests_of_several_threads_do_not_mix(guest, agent):
     for thread in threads:
         thread.join(10)
     assert found == {f"w{n}": f"w{n}" for n in range(6)}
+    # QEMU serves one client; another would wait with its own time running.
+    assert set(counts) == {0, 1}
 
 
 def test_run_waits_and_gives_output_code_and_a_clean_environment(guest, agent):
