@@ -13,7 +13,6 @@ from sphinx.util.docutils import SphinxDirective
 
 METHODS = ("get", "post", "put", "patch", "delete")
 # FastAPI announces its own answer to a wrong body; our edge answers 400 in its place.
-NEVER_ANSWERED = "422"
 NEVER_ANSWERED_OBJECTS = ("HTTPValidationError", "ValidationError")
 TENANT = "/{tenantId}"
 
@@ -118,21 +117,6 @@ def _good_answer(operation: dict[str, Any]) -> list[str]:
     return [f"Answer: {_type_text(schema)}", ""]
 
 
-def _errors(document: dict[str, Any]) -> list[str]:
-    """One table for all operations: what each HTTP status can mean."""
-    found: dict[str, set[str]] = {}
-    for item in document["paths"].values():
-        for method in METHODS:
-            for status, answer in item.get(method, {}).get("responses", {}).items():
-                if status not in ("200", NEVER_ANSWERED):
-                    found.setdefault(status, set()).add(answer["description"])
-    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 15 85", ""]
-    lines += ["   * - HTTP", "     - ``status`` in the body"]
-    for status, texts in sorted(found.items()):
-        lines += [f"   * - {status}", f"     - {', '.join(sorted(texts))}"]
-    return ["Errors", "=" * 6, "", "The body is a `StatusAnswer`_.", "", *lines, ""]
-
-
 def reference(document: dict[str, Any]) -> list[str]:
     """The lines of reStructuredText that describe an OpenAPI 3.1 document."""
     paths = document["paths"]
@@ -145,7 +129,7 @@ def reference(document: dict[str, Any]) -> list[str]:
         for method in METHODS:
             if method in item:
                 lines += _operation(method, path, item[method])
-    lines += [*_errors(document), "Objects", "=" * 7, ""]
+    lines += ["Objects", "=" * 7, ""]
     for name, schema in sorted(document.get("components", {}).get("schemas", {}).items()):
         if name in NEVER_ANSWERED_OBJECTS:
             continue
@@ -161,7 +145,9 @@ def _with_tenant(path: str, operation: dict[str, Any]) -> dict[str, Any]:
 
 
 class OpenApiReference(SphinxDirective):
-    """Insert the reference of the document named in ``openapi_documents``.
+    """Insert the reference of the document named in ``openapi_documents``, as sections of a page.
+
+    It stands before the first section that the page has itself, else docutils drops its sections.
 
     Its value is ``module:function``; the function gives a FastAPI application.
     """
@@ -175,6 +161,8 @@ class OpenApiReference(SphinxDirective):
         container = nodes.section()
         container.document = self.state.document
         self.state.nested_parse(content, 0, container, match_titles=True)
+        if len(list(container.findall(nodes.section))) < len(document["paths"]):
+            raise self.error("sections were dropped: put the directive before the page's own")
         return container.children
 
 
