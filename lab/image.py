@@ -18,6 +18,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from lab import apt_sources
 from lab.errors import LabError
 from lab.progress import Progress
 
@@ -183,31 +184,7 @@ def _bootstrap(kernel: str, tree: Path) -> None:
         "-",
     ]
     # The kernel package would make a large initramfs that is thrown away (its postinst.d script).
-    _run(argv, input=_sources(_APT), env=os.environ | {"INITRD": "No"})
-
-
-def _sources(directory: Path) -> str:
-    """Debian's own entries of this machine's apt sources, so that its mirror is used.
-
-    :raises LabError: they are not those of Debian 12 with its security updates.
-    """
-    deb822 = directory / "sources.list.d" / "debian.sources"
-    if deb822.exists():
-        text = deb822.read_text()
-    else:
-        path = directory / "sources.list"
-        if not path.exists():
-            raise LabError(f"this machine has neither {deb822} nor {path}")
-        lines = path.read_text().splitlines()
-        text = "\n".join(line for line in lines if line.startswith("deb ")) + "\n"
-    if "bookworm" not in text:
-        raise LabError("the apt sources of this machine are not those of Debian 12 (bookworm)")
-    if "bookworm-security" not in text:
-        raise LabError(
-            "the apt sources of this machine have no bookworm-security",
-            way_out="Add that suite of http://security.debian.org/debian-security to them.",
-        )
-    return text
+    _run(argv, input=apt_sources.debian(_APT), env=os.environ | {"INITRD": "No"})
 
 
 def _apt_proxy() -> list[str]:

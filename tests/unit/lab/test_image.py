@@ -20,12 +20,6 @@ URIs: http://deb.debian.org/debian-security
 Suites: bookworm-security
 Components: main
 """
-ONE_LINE = """\
-# deb cdrom:[Debian]/ bookworm main
-deb http://deb.debian.org/debian bookworm main
-deb-src http://deb.debian.org/debian bookworm main
-deb http://security.debian.org/debian-security bookworm-security main
-"""
 
 
 class Tools:
@@ -237,37 +231,6 @@ def test_apt_that_does_not_work(tools, screen, tmp_path):
     with pytest.raises(LabError, match="apt-config failed with code 100: E: broken"):
         image.build("6.12", screen)
     assert left(tmp_path) == []
-
-
-def test_sources_in_one_line_style(tmp_path):
-    (tmp_path / "sources.list").write_text(ONE_LINE)
-    assert image._sources(tmp_path).splitlines() == [ONE_LINE.splitlines()[n] for n in (1, 3)]
-
-
-def test_sources_in_deb822_style_come_first(tmp_path):
-    (tmp_path / "sources.list.d").mkdir()
-    (tmp_path / "sources.list.d/debian.sources").write_text(SOURCES)
-    (tmp_path / "sources.list").write_text("deb http://other bookworm-security main\n")
-    assert image._sources(tmp_path) == SOURCES
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (ONE_LINE.replace("bookworm", "trixie"), "are not those of Debian 12"),
-        (ONE_LINE.replace("bookworm-security", "bookworm-backports"), "have no bookworm-security"),
-        ("# nothing\n", "are not those of Debian 12"),
-    ],
-)
-def test_sources_of_another_release(tmp_path, text, message):
-    (tmp_path / "sources.list").write_text(text)
-    with pytest.raises(LabError, match=message):
-        image._sources(tmp_path)
-
-
-def test_no_sources(tmp_path):
-    with pytest.raises(LabError, match=r"neither .*debian\.sources nor .*sources\.list"):
-        image._sources(tmp_path)
 
 
 def test_where_the_cache_is(monkeypatch):
