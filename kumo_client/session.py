@@ -201,6 +201,8 @@ class _Call:
         # The last trouble with each endpoint.
         self._reasons: dict[str, str] = {}
         self._told: set[tuple[str, str]] = set()
+        # The last transient error that a server answered: it says more than a later silence.
+        self._last_word: errors.KumoError | None = None
 
     def run(self) -> Any:
         """Rounds over the endpoints until there is an answer or the budget is spent."""
@@ -214,6 +216,8 @@ class _Call:
         try:
             return retrying(self._round)
         except _AgainError as exc:
+            if self._last_word is not None:
+                raise self._last_word from exc.error
             raise exc.error from exc.__cause__
 
     def _choose_pause(self, state: tenacity.RetryCallState) -> float:
@@ -271,6 +275,7 @@ class _Call:
             if exc.transient:
                 # "Nothing is known about the outcome" also when the server says so.
                 self.outcome_unknown = True
+                self._last_word = exc
                 raise _AgainError(exc) from exc
             raise
         self.session._preferred = url

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 
 import uvicorn
 from oslo_config import cfg
@@ -68,9 +70,16 @@ def serve(options: cfg.ConfigOpts) -> None:
             timeout_graceful_shutdown=options.command_timeout,
         )
         LOG.info("Node %s serves on port %d", node.ctx.persistent_id, options.listen_port)
+        # Uvicorn repeats the signal when it is done, to the handlers that were there before.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _end)
         Server(config).run()
     finally:
         node.close()
+
+
+def _end(_number: int, _frame: FrameType | None) -> None:
+    sys.exit(0)
 
 
 def check(options: cfg.ConfigOpts) -> list[str]:

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from lab.cluster import Lab
@@ -213,5 +215,5 @@ def exports(lab: Lab) -> str:
         lines = [f"export {name}='{value}'" for name, value in services.exports().items()]
     finally:
         services.close()
-    inside = f"ip netns exec {lab.netns}"
-    return "\n".join([*lines, f"alias openstack='{inside} openstack' kumo='{inside} kumo'"])
+    inside = f"ip netns exec {lab.netns} {Path(sys.executable).parent}"
+    return "\n".join([*lines, f"alias openstack='{inside}/openstack' kumo='{inside}/kumo'"])

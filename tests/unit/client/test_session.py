@@ -156,6 +156,15 @@ def test_the_budget_ends_the_repeats(network, connect, clock, failure):
     assert len(network.requests) > 3
 
 
+def test_the_last_word_of_a_server_outlives_a_later_silence(network, connect):
+    down = errors.BackendUnavailableError("node 10.0.0.9 does not answer", node="10.0.0.9")
+    network.servers[A] = Script(Answer(down.to_wire(), 503), ReadTimeout)
+    with pytest.raises(errors.BackendUnavailableError, match=r"10\.0\.0\.9") as caught:
+        connect(A, budget=30).request("PUT", "/x")
+    assert caught.value.transient
+    assert len(network.requests) > 1
+
+
 def test_pauses_grow_and_stay_bounded(network, connect, clock):
     network.servers[A] = Script(Refused)
     with pytest.raises(errors.CommunicationError):

@@ -4,6 +4,7 @@
 import asyncio
 import datetime
 import shutil
+import signal
 
 import pytest
 import uvicorn
@@ -57,14 +58,20 @@ def run(machine, *args):
 
 
 def test_run_serves_what_was_prepared(machine, monkeypatch):
-    served = []
+    served, handlers = [], {}
 
     def fake_run(server, sockets=None):
         served.append(server.config)
         machine.node.replicas.put(uid(1), replica())
 
     monkeypatch.setattr(uvicorn.Server, "run", fake_run)
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
     assert run(machine) == 0
+    assert set(handlers) == {signal.SIGTERM, signal.SIGINT}
+    for number, handler in handlers.items():
+        with pytest.raises(SystemExit) as ended:
+            handler(number, None)
+        assert ended.value.code == 0
     (config,) = served
     assert config.is_ssl
     assert config.port == 443
