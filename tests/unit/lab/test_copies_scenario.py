@@ -74,7 +74,10 @@ class FakeCloud:
             return self.array["state"]
         if "dmesg" in command:
             return self.array["dmesg"]
+        if command.endswith("/size"):
+            return f"{3 << 21}\n"
         if "echo check" in command:
+            assert command.startswith(f"echo {(3072 - 256) * 2048} > /sys/block/md127/md/sync_min")
             self.array["checking"] = 2
             return ""
         if "sync_action" in command:
