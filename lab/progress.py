@@ -74,7 +74,8 @@ class Progress:
     @contextlib.contextmanager
     def _shown(self, text: str, announce: bool) -> Iterator[Task]:
         begin = self._clock()
-        live = self.console.is_terminal
+        # A terminal that cannot move its cursor gets the lines of a file.
+        live = self.console.is_terminal and not self.console.is_dumb_terminal
         if announce and not live:
             self.say(f"{text} ...")
         with self._live(text) if live else self._plain(text) as task:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -117,7 +117,8 @@ def _print_table(table: Table, *, fold: bool = False) -> None:
     needed = Measurement.get(console, wide, table).maximum
     if fold and console.is_terminal:
         needed = min(needed, max(console.width, _LEAST_TERMINAL_COLUMNS))
-    console.width = needed
+    # Both, or rich takes 80 columns where TERM is "dumb", and cuts.
+    console.size = ConsoleDimensions(needed, console.height)
     console.print(table)
 
 

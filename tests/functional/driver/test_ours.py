@@ -125,7 +125,9 @@ def test_next_endpoint_is_tried(cluster):
     driver = cluster.ours(f"kumo_urls = https://127.0.0.1:1, {cluster.provisioner.url}")
     volume = builders.volume()
     driver.create_volume(volume)
+    assert volume.name_id in {item.uuid for item in cluster.provisioner.client.volumes()}
     driver.delete_volume(volume)
+    assert volume.name_id not in {item.uuid for item in cluster.provisioner.client.volumes()}
 
 
 def test_refused_token_is_named_at_start(cluster, tmp_path):

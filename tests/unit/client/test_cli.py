@@ -281,8 +281,10 @@ def test_interruption(kumo, network):
     assert (code, err) == (130, "kumo: error: interrupted\n")
 
 
+@pytest.mark.parametrize("terminal", ["xterm", "dumb"])
 @pytest.mark.parametrize("columns", ["40", "90", "300"])
-def test_uuids_are_not_wrapped_on_a_narrow_terminal(kumo, filled, monkeypatch, columns):
+def test_uuids_are_not_wrapped_on_a_narrow_terminal(kumo, filled, monkeypatch, columns, terminal):
+    monkeypatch.setenv("TERM", terminal)
     monkeypatch.setenv("COLUMNS", columns)
     monkeypatch.setenv("FORCE_COLOR", "1")
     for argv in (("volume", "list"), ("volume", "show", V1)):

@@ -102,9 +102,15 @@ class Kernel:
 class Screen(Progress):
     """Progress into a text."""
 
-    def __init__(self, clock, terminal=False):
+    def __init__(self, clock, terminal=False, kind="xterm"):
         self.buffer = io.StringIO()
-        console = Console(file=self.buffer, force_terminal=terminal, width=200, highlight=False)
+        console = Console(
+            file=self.buffer,
+            force_terminal=terminal,
+            width=200,
+            highlight=False,
+            _environ={"TERM": kind},
+        )
         super().__init__(console, clock)
 
     @property

@@ -26,6 +26,13 @@ def test_a_step_is_one_line(screen, clock):
     assert screen.text == "ok         1.5 s  create a volume\n"
 
 
+def test_a_dumb_terminal_gets_lines(clock):
+    screen = Screen(clock, terminal=True, kind="dumb")
+    with screen.step("attach"):
+        clock.now += 1
+    assert screen.text == "ok         1.0 s  attach\n"
+
+
 @pytest.mark.parametrize("terminal", [True, False])
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_a_failure_is_shown_and_passes_through(clock, error, terminal):
