@@ -91,7 +91,7 @@ def _power(ctx: Context, machine: Machine) -> None:
         ctx.check(boot != machine.run("cat /proc/sys/kernel/random/boot_id").stdout, "same boot")
         ctx.check(machine.run("cat /root/kept").stdout == "kept\n", "the root file system lost it")
         # The agent answers before udev has named the disks.
-        machine.run(f"udevadm settle --timeout=60 --exit-if-exists={disk}")
+        machine.run(f"for n in $(seq 120); do [ -e {disk} ] && exit; sleep 0.5; done; exit 1")
         read = machine.run(f"dd if={disk} bs=512 skip={at} count=1 status=none | head -c 5").stdout
         ctx.check(read == "kept\n", f"the SSD lost it: {read!r}")
         machine.run(f"dd if=/dev/zero of={disk} bs=512 seek={at} count=1 conv=fsync status=none")
