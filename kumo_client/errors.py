@@ -176,6 +176,34 @@ class NotCoherentError(KumoError):
     http_status = 409
 
 
+class StaleError(KumoError):
+    """A leg missed writes and nothing fresher can be reached."""
+
+    code = "Stale"
+    http_status = 409
+
+
+class LastReplicaError(KumoError):
+    """The only replica that has all writes would go."""
+
+    code = "LastReplica"
+    http_status = 409
+
+
+class TooManyReplicasError(KumoError):
+    """There would be more legs than a volume may have, or a second spare."""
+
+    code = "TooManyReplicas"
+    http_status = 409
+
+
+class OverBudgetError(KumoError):
+    """A tenant would use more than its budget."""
+
+    code = "OverBudget"
+    http_status = 409
+
+
 class NoSpaceError(KumoError):
     code = "NoSpace"
     http_status = 409

@@ -94,7 +94,8 @@ def _words(value: Any) -> str:
     if isinstance(value, list):
         return "\n".join(_words(item) for item in value)
     if isinstance(value, dict):
-        return ", ".join(f"{key}={_inline(item)}" for key, item in value.items())
+        # Inside another object only what says something is shown; JSON has the rest.
+        return ", ".join(f"{key}={_inline(item)}" for key, item in value.items() if item != "")
     return str(value)
 
 

@@ -51,6 +51,8 @@ Text = Annotated[str, BeforeValidator(_trimmed), AfterValidator(_not_reserved)]
 Name = Annotated[Text, Field(min_length=1, max_length=255)]
 UuidText = Annotated[str, BeforeValidator(_trimmed), AfterValidator(_uuid_text)]
 CapacityGib = Annotated[int, Field(ge=1, le=MAX_CAPACITY_GIB)]
+# NVMe Base Specification 2.0, section 4.5: an NQN has at most 223 bytes.
+HostNqn = Annotated[Text, Field(min_length=11, max_length=223, pattern=r"^nqn\.")]
 TextList = Annotated[list[Text], BeforeValidator(_drop_nulls), Field(max_length=256)]
 
 

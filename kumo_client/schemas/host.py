@@ -8,12 +8,26 @@ from typing import Annotated
 from pydantic import Field
 
 from kumo_client.schemas.backend import BackendRef
-from kumo_client.schemas.common import Portal, StatusAnswer, Text, WireModel
+from kumo_client.schemas.common import (
+    HostNqn,
+    Portal,
+    StatusAnswer,
+    Text,
+    TextList,
+    UuidText,
+    WireModel,
+)
 from kumo_client.schemas.volume import Volume
 
 HostId = Annotated[Text, Field(min_length=1, max_length=255)]
-# NVMe Base Specification 2.0, section 4.5: an NQN has at most 223 bytes.
-HostNqn = Annotated[Text, Field(min_length=11, max_length=223, pattern=r"^nqn\.")]
+
+# What a host may announce in ``abilities``.
+# It refuses legs that the publish answer marks as stale.
+ABILITY_FRESHNESS = "freshness"
+# Its agent can hold the writes of an array for the moment of a snapshot.
+ABILITY_HOLD_WRITES = "hold-writes"
+# Its agent reports array states and event counters.
+ABILITY_ARRAY_REPORT = "array-report"
 
 
 class HostProbe(WireModel):
@@ -26,6 +40,7 @@ class HostProbe(WireModel):
     version: Text = Field("", max_length=255)
     duration: int = Field(30, ge=0, le=86400 * 365)
     multipath: bool = False
+    abilities: TextList = []
 
 
 class Host(WireModel):
@@ -39,6 +54,9 @@ class Host(WireModel):
     state: str = "Available"
     last_probe_time: int = Field(0, alias="lastProbeTime")
     duration: int = 30
+    multipath: bool = False
+    abilities: list[str] = []
+    volumes: int = 0
 
 
 class PublishRequest(WireModel):
@@ -70,17 +88,54 @@ class Target(WireModel):
 
 
 class PublishedReplica(WireModel):
-    """One leg as a host needs it to connect."""
+    """One leg as a host needs it to connect.
+
+    ``freshness``: ``fresh``, ``stale`` (it missed writes: never a source of data) or ``blank``
+    (never in sync: to be synchronised). ``events``: md event counter last reported for it.
+    ``backend_state``: state of its node. ``node_name``: for messages.
+    """
 
     uuid: str
     target_nqn: str = Field(alias="targetNqn")
     portals: list[Portal]
     replica_state: str = Field(alias="replicaState")
     backend_id: str = Field(alias="persistentID")
+    freshness: str = "fresh"
+    events: int = 0
+    backend_state: str = Field("Available", alias="backendState")
+    node_name: str = Field("", alias="nodeName")
 
 
 class PublishAnswer(StatusAnswer):
-    """Answer of publish: with capability ``publish-attach`` it has all that an attach needs."""
+    """Answer of publish: with capability ``publish-attach`` it has all that an attach needs.
+
+    ``array_state`` (replicated volumes): ``new``: no host has confirmed yet that it made the
+    array; it may be made only if every leg definitely has no superblock. ``clean``: detached in
+    order by the last host. ``open``: some host has it, or had it when last heard of.
+    ``shared``: another host has the volume published now, so nothing may be written by assembling.
+    """
 
     volume: Volume | None = None
     replicas: list[PublishedReplica] = []
+    array_state: str = Field("", alias="arrayState")
+    shared: bool = False
+
+
+class LegReport(WireModel):
+    """What a host sees of one leg. ``state``: one of the replica states of the wire."""
+
+    replica: UuidText
+    state: Text = Field(max_length=16)
+    events: int = Field(0, ge=0)
+
+
+class ArrayReport(WireModel):
+    """POST /array_report (capability ``array-report``): what a host sees of an array.
+
+    ``state``: ``open`` when it was made or assembled, ``clean`` when it was stopped in order.
+    """
+
+    host_id: HostId = Field(alias="hostId")
+    vol_id: UuidText = Field(alias="volId")
+    state: Text = Field(pattern="^(open|clean)$")
+    legs: list[LegReport] = Field([], max_length=16)

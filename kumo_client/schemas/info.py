@@ -16,6 +16,25 @@ CAPABILITY_SNAPSHOT_VOLUME_CAPACITY = "snapshot-volume-capacity"
 # ``POST /reconcile`` compares record and nodes now and answers what it did.
 CAPABILITY_RECONCILE = "reconcile"
 
+# ``POST /volumes?dryRun=true`` answers where a volume would go, and why.
+CAPABILITY_DRY_RUN = "dry-run"
+# ``GET /volumes`` and ``GET /snapshots`` take ``limit`` and ``after`` (the last uuid seen).
+CAPABILITY_PAGING = "paging"
+# ``GET /events``, resumable and waiting.
+CAPABILITY_EVENTS = "events"
+# ``POST /array_report``; publish answers carry array state and freshness.
+CAPABILITY_ARRAY_REPORT = "array-report"
+# ``PUT /volumes/{uuid}`` changes the storage class of a live volume.
+CAPABILITY_MODIFY = "modify-volume"
+# ``POST /revert_volume``.
+CAPABILITY_REVERT = "revert-volume"
+# ``POST /adopt_volume``, ``POST /unmanage_volume``, ``GET /adoptable_volumes``.
+CAPABILITY_ADOPT = "adopt-volume"
+# ``POST /tokens``.
+CAPABILITY_TOKENS = "tokens"
+# Backends can be cordoned, drained and put into maintenance.
+CAPABILITY_DRAIN = "drain"
+
 
 class Info(WireModel):
     """``total_free_space`` in GiB. ``capabilities`` lists the extensions this server offers."""

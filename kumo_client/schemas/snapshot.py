@@ -18,7 +18,10 @@ class SnapshotCreate(WireModel):
 
 
 class Snapshot(WireModel):
-    """GET /snapshots. ``capacity`` in GiB; ``timestamp`` in ms since the epoch."""
+    """GET /snapshots. ``capacity`` in GiB; ``timestamp`` in ms since the epoch.
+
+    ``coherent``: all legs were captured at one moment.
+    """
 
     snapshot_id: str = Field(alias="snapshotID")
     alias: str
@@ -26,6 +29,8 @@ class Snapshot(WireModel):
     capacity: int
     reserved_space: int = Field(0, alias="reservedSpace")
     timestamp: int = 0
+    coherent: bool = True
+    tenant_id: str = Field("0", alias="tenantId")
 
 
 class SnapshotVolumeCreate(WireModel):

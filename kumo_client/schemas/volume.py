@@ -8,9 +8,19 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, field_validator
 
 from kumo_client.schemas.backend import BackendRef
-from kumo_client.schemas.common import CapacityGib, Name, Text, TextList, UuidText, WireModel
+from kumo_client.schemas.common import (
+    CapacityGib,
+    Name,
+    StatusAnswer,
+    Text,
+    TextList,
+    UuidText,
+    WireModel,
+)
 
+# What can be asked for; one more may exist while a leg is replaced.
 MAX_REPLICAS = 3
+MAX_LEGS = 4
 
 REPLICA_AVAILABLE = "Available"
 REPLICA_SYNCHRONIZING = "Synchronizing"
@@ -75,6 +85,107 @@ class VolumeUpdate(WireModel):
     new_capacity: CapacityGib = Field(alias="newCapacity")
 
 
+class StorageClassUpdate(WireModel):
+    """What can change on a live volume; absent stays as it is. Units as in StorageClass."""
+
+    num_replicas: int | None = Field(None, alias="numReplicas", ge=1, le=MAX_REPLICAS)
+    max_iops_per_gb: int | None = Field(None, alias="maxIOPSPerGB", ge=0, le=1 << 31)
+    desired_iops_per_gb: int | None = Field(None, alias="desiredIOPSPerGB", ge=0, le=1 << 31)
+    max_bw_per_gb: int | None = Field(None, alias="maxBWPerGB", ge=0, le=1 << 31)
+    desired_bw_per_gb: int | None = Field(None, alias="desiredBWPerGB", ge=0, le=1 << 31)
+    max_replica_down_time: int | None = Field(None, alias="maxReplicaDownTime", ge=0, le=1 << 31)
+    allow_span: bool | None = Field(None, alias="allowSpan")
+    name: Text | None = None
+
+
+class VolumeModify(WireModel):
+    """PUT /volumes/{uuid}: change the storage class of a volume, attached or not, or its alias.
+
+    Old clients send ``allowSpan`` beside the storage class.
+    """
+
+    storage_class: StorageClassUpdate = Field(
+        default_factory=StorageClassUpdate, alias="storageClass"
+    )
+    allow_span: bool | None = Field(None, alias="allowSpan")
+    alias: Name | None = None
+
+
+class Revert(WireModel):
+    """POST /revert_volume: a volume becomes what its snapshot is. It must not be published."""
+
+    volume_id: UuidText = Field(alias="volumeID")
+    snapshot_id: UuidText = Field(alias="snapshotID")
+
+
+class ReplicaAdd(WireModel):
+    """POST /replica/{volId}. Empty lists: the volume's own storage class."""
+
+    same_rack_allowed: bool = Field(False, alias="sameRackAllowed")
+    racks: TextList = []
+    regions: TextList = []
+    zones: TextList = []
+    backend_id: Text = Field("", alias="backendId", max_length=255)
+
+
+class MigrateVolume(WireModel):
+    """POST /migrate_volume. Without ``destinationBackendId`` placement chooses."""
+
+    vol_id: UuidText = Field(alias="volId")
+    rep_id: UuidText | None = Field(None, alias="repId")
+    destination_backend_id: Text = Field("", alias="destinationBackendId", max_length=255)
+
+
+class AdoptVolume(WireModel):
+    """POST /adopt_volume: make a volume of a logical volume that exists on a node.
+
+    ``name``: of the logical volume; ``pool``: where it is.
+    """
+
+    alias: Name
+    backend_id: Name = Field(alias="backendId")
+    pool: Name
+    name: Name
+    uuid: UuidText | None = None
+    storage_class: StorageClass = Field(default_factory=StorageClass, alias="storageClass")
+
+
+class UnmanageVolume(WireModel):
+    """POST /unmanage_volume: forget a volume and leave its data where it is."""
+
+    volume_id: UuidText = Field(alias="volumeId")
+
+
+class AdoptableVolume(WireModel):
+    """GET /adoptable_volumes[?backendId=]. ``bytes`` is the exact size; ``reason`` says why it
+    cannot be adopted, empty when it can."""
+
+    backend_id: str = Field(alias="backendId")
+    backend_name: str = Field("", alias="backendName")
+    pool: str
+    name: str
+    bytes: int
+    reason: str = ""
+
+
+class NodeVerdict(WireModel):
+    """What placement says of one pool of a node. ``reason`` is empty when it can take a replica."""
+
+    backend_id: str = Field(alias="backendId")
+    backend_name: str = Field("", alias="backendName")
+    pool: str = ""
+    refused_by: str = Field("", alias="refusedBy")
+    reason: str = ""
+    weight: float = 0.0
+    chosen: bool = False
+
+
+class PlacementAnswer(StatusAnswer):
+    """Answer of ``POST /volumes?dryRun=true``: where a volume would go, and why."""
+
+    nodes: list[NodeVerdict] = []
+
+
 class CloneCreate(WireModel):
     """POST /clone_volume. ``capacity`` in GiB, at least that of the source."""
 
@@ -92,6 +203,10 @@ class Location(WireModel):
     backend: BackendRef = Field(default_factory=BackendRef)
     replica_state: str = Field(REPLICA_UNKNOWN, alias="replicaState")
     current_state_time: int = Field(0, alias="currentStateTime")
+    freshness: str = "fresh"
+    events: int = 0
+    pool: str = ""
+    replaces: str = ""
 
 
 class Volume(WireModel):
@@ -117,3 +232,7 @@ class Volume(WireModel):
     tenant_id: str = Field("0", alias="tenantId")
     source_volume_id: str = Field("", alias="sourceVolumeId")
     published_hosts: list[str] = Field([], alias="publishedHosts")
+    wanted_replicas: int = Field(1, alias="wantedReplicas")
+    array_state: str = Field("", alias="arrayState")
+    unsettled: str = ""
+    storage_class: StorageClass = Field(default_factory=StorageClass, alias="storageClass")

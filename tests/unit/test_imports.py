@@ -14,8 +14,9 @@ SERVER = {"fastapi", "starlette", "uvicorn", "pydantic", "anyio"}
 ALLOWED = {
     "kumo_client": {"requests", "urllib3", "tenacity", "pydantic", "rich", "argcomplete"},
     "cinder_kumo": {"kumo_client", "cinder", "pydantic"},
-    "kumo_provisioner": SERVER | {"kumo_client", "sqlalchemy", "alembic", "cryptography"},
-    "kumo_node": SERVER | {"kumo_client"},
+    "kumo_provisioner": SERVER
+    | {"kumo_client", "sqlalchemy", "alembic", "cryptography", "jwt", "prometheus_client"},
+    "kumo_node": SERVER | {"kumo_client", "prometheus_client"},
     "os_brick_nvmeof": {"os_brick"},
 }
 OSLO = {"cinder_kumo", "kumo_provisioner", "kumo_node", "os_brick_nvmeof"}

@@ -60,6 +60,7 @@ def test_sequence_of_a_kumoscale(make_driver, make_volume, replicated):
         "version": "cinder-kumo-1.0.0",
         "duration": 30,
         "multipath": False,
+        "abilities": [],
     }
 
 

@@ -34,7 +34,7 @@ def test_a_life_over_the_wire(api):
     assert made.status_code == 200
     assert made.json() == {
         "uuid": R1, "volumeId": VOLUME, "bytes": 16 * MIB, "blockSize": 512, "pool": "pool",
-        "exports": [],
+        "exports": [], "state": "ok", "limits": {"maxIOPS": 0, "maxBW": 0},
     }  # fmt: skip
     exported = api.put(f"/v1/replicas/{R1}/exports", json=EXPORT).json()
     assert exported["portals"] == [
