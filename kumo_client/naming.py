@@ -25,6 +25,11 @@ def subsystem_nqn(persistent_id: str, host_nqn: str, io_class: str) -> str:
     return f"nqn.2014-08.org.nvmexpress:uuid:{digest}"
 
 
+def node_host_nqn(persistent_id: str) -> str:
+    """NQN under which a node connects to another one, to copy a replica."""
+    return f"nqn.2014-08.org.nvmexpress:uuid:{uuid.uuid5(_NAMESPACE, persistent_id)}"
+
+
 def io_class(replicas: int) -> str:
     """Class of a volume with that many replicas: ``plain`` or ``replicated``."""
     return "replicated" if replicas > 1 else "plain"

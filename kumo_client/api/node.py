@@ -6,14 +6,21 @@ from __future__ import annotations
 from kumo_client.api.parse import model, quoted
 from kumo_client.schemas.common import StatusAnswer
 from kumo_client.schemas.node import (
+    Adoptables,
+    AdoptSpec,
+    Copy,
+    CopySpec,
     Export,
     ExportSpec,
     Inventory,
+    Limits,
     NodeInfo,
     NodeSnapshot,
+    ReleaseSpec,
     Replica,
     ReplicaResize,
     ReplicaSpec,
+    RevertSpec,
     SnapshotSpec,
 )
 from kumo_client.session import Session
@@ -55,6 +62,48 @@ class Node:
         """:raises NotExistsError: the node has no such replica."""
         return model(Replica, self.session.request("GET", _replica(uuid)))
 
+    def set_limits(self, uuid: str, limits: Limits) -> Replica:
+        """Cap a replica; zeros take the caps away."""
+        path = f"{_replica(uuid)}/limits"
+        return model(Replica, self.session.request("PUT", path, json=limits.wire()))
+
+    def revert_replica(self, uuid: str, spec: RevertSpec) -> Replica:
+        """Make a replica what a snapshot of it is; the same ``operation`` again changes nothing.
+
+        :raises InUseError: it is exported.
+        """
+        path = f"{_replica(uuid)}/revert"
+        return model(Replica, self.session.request("PUT", path, json=spec.wire()))
+
+    def adoptable(self) -> Adoptables:
+        """Thin volumes of the pools that are nobody's record."""
+        return model(Adoptables, self.session.request("GET", "/v1/adoptable"))
+
+    def adopt_replica(self, uuid: str, spec: AdoptSpec) -> Replica:
+        """Make an existing thin volume a replica."""
+        path = f"{_replica(uuid)}/adopt"
+        return model(Replica, self.session.request("PUT", path, json=spec.wire()))
+
+    def release_replica(self, uuid: str, spec: ReleaseSpec) -> StatusAnswer:
+        """Forget a replica and leave its data under another name.
+
+        :raises InUseError: it is exported.
+        """
+        path = f"{_replica(uuid)}/release"
+        return model(StatusAnswer, self.session.request("PUT", path, json=spec.wire()))
+
+    def put_copy(self, uuid: str, spec: CopySpec) -> Copy:
+        """Begin to fill a replica from one of another node, or see how far that is."""
+        return model(Copy, self.session.request("PUT", _copy(uuid), json=spec.wire()))
+
+    def copy(self, uuid: str) -> Copy:
+        """:raises NotExistsError: no copy into that replica was begun."""
+        return model(Copy, self.session.request("GET", _copy(uuid)))
+
+    def delete_copy(self, uuid: str) -> StatusAnswer:
+        """Stop a copy and forget it."""
+        return model(StatusAnswer, self.session.request("DELETE", _copy(uuid)))
+
     def delete_replica(self, uuid: str) -> StatusAnswer:
         """:raises InUseError: the replica is exported."""
         return model(StatusAnswer, self.session.request("DELETE", _replica(uuid)))
@@ -77,6 +126,10 @@ class Node:
         params = {"hostNqn": host_nqn} if host_nqn is not None else None
         path = f"{_replica(replica_uuid)}/exports"
         return model(StatusAnswer, self.session.request("DELETE", path, params=params))
+
+
+def _copy(uuid: str) -> str:
+    return f"/v1/copies/{quoted(uuid)}"
 
 
 def _replica(uuid: str) -> str:
