@@ -25,6 +25,7 @@ from kumo_client.schemas.node import (
     Export,
     ExportSpec,
     Inventory,
+    Limits,
     NodeInfo,
     NodeSnapshot,
     Replica,
@@ -80,6 +81,10 @@ def _add_replicas(app: FastAPI, node: Node) -> None:
     def delete_replica(uuid: Uuid) -> StatusAnswer:
         node.replicas.delete(uuid)
         return StatusAnswer()
+
+    @app.put("/v1/replicas/{uuid}/limits", summary="Cap a replica")
+    def put_limits(uuid: Uuid, body: Limits) -> Replica:
+        return node.caps.put(uuid, body)
 
     @app.put("/v1/replicas/{uuid}/exports", summary="Export a replica to one host")
     def put_export(uuid: Uuid, body: ExportSpec) -> Export:

@@ -13,7 +13,7 @@ from kumo_node.locks import Locks
 from kumo_node.lvm import Lvm, replica_name
 from kumo_node.nvmet import Namespace, Nvmet
 from kumo_node.pool import Pool
-from kumo_node.spec import READY, ExportRecord, ReplicaRecord, Spec
+from kumo_node.spec import READY, ExportRecord, ReplicaRecord, SnapshotRecord, Spec
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +46,10 @@ class Context:
             uuid=record.replica,
             device=self.lvm.device(replica_name(record.replica)),
         )
+
+    def lvm_of(self, record: ReplicaRecord | SnapshotRecord) -> Lvm:
+        """Where the volume of a record is."""
+        return self.lvm
 
     def replica(self, uuid: str) -> ReplicaRecord:
         """The record of a replica that was answered as done.

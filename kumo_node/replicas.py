@@ -9,7 +9,7 @@ from oslo_log import log
 
 from kumo_client import errors
 from kumo_client.naming import EXTENT
-from kumo_client.schemas.node import Replica, ReplicaSpec
+from kumo_client.schemas.node import Limits, Replica, ReplicaSpec
 from kumo_node import md_superblock
 from kumo_node.context import Context, replica_lock, snapshot_lock
 from kumo_node.exports import Exports
@@ -17,6 +17,10 @@ from kumo_node.lvm import TAG, made_tag, replica_name, snapshot_name
 from kumo_node.spec import CREATING, DELETING, READY, ReplicaRecord, new_token
 
 LOG = log.getLogger(__name__)
+# What a repeated PUT must have in common with the first. Caps have a verb of their own.
+_WISHES = (
+    "volume_id", "bytes", "pool", "source_snapshot", "source_replica", "array_uuid", "array_name",
+)  # fmt: skip
 
 
 def record_of(spec: ReplicaSpec, pool: str) -> ReplicaRecord:
@@ -31,6 +35,8 @@ def record_of(spec: ReplicaSpec, pool: str) -> ReplicaRecord:
         source_replica=source.replica if source else None,
         array_uuid=array.uuid if array else None,
         array_name=array.name if array else None,
+        max_iops=spec.limits.max_iops if spec.limits else 0,
+        max_bw=spec.limits.max_bw if spec.limits else 0,
     )
 
 
@@ -61,6 +67,7 @@ class Replicas:
             block_size=block,
             pool=record.pool,
             exports=self.exports.of(uuid),
+            limits=Limits(max_iops=record.max_iops, max_bw=record.max_bw),
         )
 
     # Making.
@@ -101,8 +108,7 @@ class Replicas:
     def _compare(self, uuid: str, record: ReplicaRecord, wanted: ReplicaRecord) -> None:
         if record.state == DELETING:
             raise errors.BusyError(f"Replica {uuid} is being deleted")
-        plain = {"state": wanted.state, "token": wanted.token, "target_bytes": None}
-        if record.model_copy(update=plain) != wanted:
+        if any(getattr(record, name) != getattr(wanted, name) for name in _WISHES):
             raise errors.ConflictError(
                 f"Replica {uuid} exists with another size, volume or source",
                 volume=record.volume_id,

@@ -15,6 +15,7 @@ from kumo_node.disks import Disks
 from kumo_node.executor import Executor, SubprocessExecutor
 from kumo_node.exports import Exports
 from kumo_node.kernel import Kernel
+from kumo_node.limits import Caps
 from kumo_node.locks import Locks
 from kumo_node.lvm import Lvm
 from kumo_node.nvmet import Configfs, Nvmet
@@ -85,6 +86,7 @@ class Node:
         self.exports = Exports(self.ctx)
         self.replicas = Replicas(self.ctx, self.exports)
         self.snapshots = Snapshots(self.ctx)
+        self.caps = Caps(self.ctx, self.replicas)
         self.restore = Restore(
             self.ctx,
             self.replicas,
@@ -124,7 +126,13 @@ class Node:
             kernel=self.ctx.kernel.release(),
             portals=[portal.wire() for portal in self.ctx.portals],
             pools=[pool] if pool else [],
+            generation=self.ctx.spec.data.generation,
+            abilities=self.abilities(),
         )
+
+    def abilities(self) -> list[str]:
+        """What this node can do beyond what every node can."""
+        return []
 
     def inventory(self) -> Inventory:
         """GET /v1/inventory: what was answered as done; nothing that is being made or removed."""
@@ -132,6 +140,7 @@ class Node:
         return Inventory(
             persistent_id=self.ctx.persistent_id,
             boot_id=self.ctx.kernel.boot_id(),
+            generation=data.generation,
             replicas=[
                 self.replicas.view(uuid, record)
                 for uuid, record in data.replicas.items()

@@ -46,7 +46,7 @@ class ReplicaRecord(Record):
     """A replica. ``bytes``: size reached. ``target_bytes``: size of a resize that has begun.
 
     ``token`` is part of a tag on the logical volume made for this record. A volume without it is
-    not ours, whatever its name.
+    not ours, whatever its name. ``max_iops`` and ``max_bw`` (KB/s) are caps, 0 is none.
     """
 
     volume_id: str
@@ -58,6 +58,8 @@ class ReplicaRecord(Record):
     source_replica: str | None = None
     array_uuid: str | None = None
     array_name: str | None = None
+    max_iops: int = 0
+    max_bw: int = 0
 
 
 class SnapshotRecord(Record):

@@ -214,7 +214,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 
 def test_the_format_on_disk_is_pinned(tmp_path):
-    """Change it only with a new format number and a conversion."""
+    """A further field needs a default; any other change a new format number and a conversion."""
     record = spec.Spec(tmp_path)
     with record.edit() as data:
         data.persistent_id = "P"
@@ -230,7 +230,7 @@ def test_the_format_on_disk_is_pinned(tmp_path):
         "replicas": {"R": {
             "state": "creating", "volume_id": "V", "bytes": 1, "pool": "p", "token": "t",
             "target_bytes": None, "source_snapshot": None, "source_replica": None,
-            "array_uuid": None, "array_name": None,
+            "array_uuid": None, "array_name": None, "max_iops": 0, "max_bw": 0,
         }},
         "snapshots": {"S": {
             "state": "creating", "replica": "R", "snapshot_id": "I", "bytes": 1, "pool": "p",
@@ -240,6 +240,23 @@ def test_the_format_on_disk_is_pinned(tmp_path):
             "state": "creating", "replica": "R", "host_nqn": "H", "io_class": "plain", "nsid": 1,
         }},
     }  # fmt: skip
+    record.close()
+
+
+def test_a_record_of_the_first_release_is_read(tmp_path):
+    text = {
+        "format": 1, "generation": 1, "persistent_id": "P", "hosts": [], "disks": {},
+        "replicas": {"R": {
+            "state": "ready", "volume_id": "V", "bytes": 1, "pool": "p", "token": "t",
+            "target_bytes": None, "source_snapshot": None, "source_replica": None,
+            "array_uuid": None, "array_name": None,
+        }},
+        "snapshots": {}, "exports": {},
+    }  # fmt: skip
+    (tmp_path / "spec.json").write_text(json.dumps(text))
+    record = spec.Spec(tmp_path)
+    assert record.data.replicas["R"].state == spec.READY
+    assert (record.data.replicas["R"].max_iops, record.data.generation) == (0, 1)
     record.close()
 
 
