@@ -20,7 +20,17 @@ from typing import Any
 import pydantic
 
 from kumo_client import errors
-from kumo_client.schemas.node import ExportSpec, ReplicaResize, ReplicaSpec, SnapshotSpec
+from kumo_client.schemas.node import (
+    AdoptSpec,
+    CopySpec,
+    ExportSpec,
+    Limits,
+    ReleaseSpec,
+    ReplicaResize,
+    ReplicaSpec,
+    RevertSpec,
+    SnapshotSpec,
+)
 from tests.fakes.node_model import NodeModel, State
 
 ADDRESS = "127.0.0.1"
@@ -205,26 +215,18 @@ class FakeNode:
             return model.info()
         if (method, path) == ("GET", "/v1/inventory"):
             return model.inventory()
-        match = re.fullmatch(r"/v1/(replicas|snapshots)/([0-9a-f-]{36})(/exports)?", path)
+        if (method, path) == ("GET", "/v1/adoptable"):
+            return model.adoptable()
+        match = re.fullmatch(r"/v1/(\w+)/([0-9a-f-]{36})(?:/(\w+))?", path)
         if match is None:
             raise errors.NotExistsError(f"there is no resource {path}")
-        kind, uuid, exports = match.groups()
-        routes: dict[tuple[str, str, bool], Callable[[], Any]] = {
-            ("PUT", "replicas", False): lambda: model.put_replica(uuid, _body(ReplicaSpec, body)),
-            ("PATCH", "replicas", False): lambda: _resize(model, uuid, body),
-            ("GET", "replicas", False): lambda: model.replica(uuid),
-            ("DELETE", "replicas", False): lambda: model.delete_replica(uuid),
-            ("PUT", "snapshots", False): lambda: model.put_snapshot(
-                uuid, _body(SnapshotSpec, body)
-            ),
-            ("DELETE", "snapshots", False): lambda: model.delete_snapshot(uuid),
-            ("PUT", "replicas", True): lambda: model.put_export(uuid, _body(ExportSpec, body)),
-            ("DELETE", "replicas", True): lambda: model.delete_export(uuid, host_nqn),
-        }
-        route = routes.get((method, kind, exports is not None))
-        if route is None:
-            raise errors.MethodNotAllowedError(f"{method} is not possible for {path}")
-        return route()
+        kind, uuid, part = match.groups()
+        route = ROUTES.get((method, f"{kind}/{part}" if part else kind))
+        if route is not None:
+            return route(model, uuid, body)
+        if (method, kind, part) == ("DELETE", "replicas", "exports"):
+            return model.delete_export(uuid, host_nqn)
+        raise errors.MethodNotAllowedError(f"{method} is not possible for {path}")
 
 
 def _resize(model: NodeModel, uuid: str, body: bytes) -> Any:
@@ -237,6 +239,35 @@ def _body(cls: Any, body: bytes) -> Any:
         return cls.model_validate_json(body)
     except pydantic.ValidationError as exc:
         raise errors.InvalidInputError(str(exc)) from exc
+
+
+Route = Callable[[NodeModel, str, bytes], Any]
+ROUTES: dict[tuple[str, str], Route] = {
+    ("PUT", "replicas"): lambda node, uuid, body: node.put_replica(uuid, _body(ReplicaSpec, body)),
+    ("PATCH", "replicas"): lambda node, uuid, body: _resize(node, uuid, body),
+    ("GET", "replicas"): lambda node, uuid, _: node.replica(uuid),
+    ("DELETE", "replicas"): lambda node, uuid, _: node.delete_replica(uuid),
+    ("PUT", "snapshots"): lambda node, uuid, body: node.put_snapshot(
+        uuid, _body(SnapshotSpec, body)
+    ),
+    ("DELETE", "snapshots"): lambda node, uuid, _: node.delete_snapshot(uuid),
+    ("PUT", "replicas/exports"): lambda node, uuid, body: node.put_export(
+        uuid, _body(ExportSpec, body)
+    ),
+    ("PUT", "replicas/limits"): lambda node, uuid, body: node.set_limits(uuid, _body(Limits, body)),
+    ("PUT", "replicas/revert"): lambda node, uuid, body: node.revert_replica(
+        uuid, _body(RevertSpec, body)
+    ),
+    ("PUT", "replicas/adopt"): lambda node, uuid, body: node.adopt_replica(
+        uuid, _body(AdoptSpec, body)
+    ),
+    ("PUT", "replicas/release"): lambda node, uuid, body: node.release_replica(
+        uuid, _body(ReleaseSpec, body)
+    ),
+    ("PUT", "copies"): lambda node, uuid, body: node.put_copy(uuid, _body(CopySpec, body)),
+    ("GET", "copies"): lambda node, uuid, _: node.copy(uuid),
+    ("DELETE", "copies"): lambda node, uuid, _: node.delete_copy(uuid),
+}
 
 
 class _Server(http.server.ThreadingHTTPServer):

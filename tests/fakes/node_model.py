@@ -9,58 +9,42 @@ from __future__ import annotations
 import copy
 import threading
 import uuid as uuidlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 from kumo_client import errors, naming
 from kumo_client.naming import EXTENT, GIB
 from kumo_client.schemas.common import Portal, StatusAnswer
 from kumo_client.schemas.node import (
+    ABILITY_ADOPT,
+    ABILITY_COPY,
+    ABILITY_LIMITS,
+    ABILITY_REVERT,
+    STATE_OK,
     Export,
     ExportSpec,
     Inventory,
+    Limits,
     NodeInfo,
     NodeSnapshot,
-    Pool,
     Replica,
     ReplicaSpec,
     SnapshotSpec,
 )
+from tests.fakes.node_live import FABRIC, LiveVerbs, restamped
+from tests.fakes.node_state import ZEROS, FakePool, FakeReplica, FakeSnapshot, State
+
+ABILITIES = [ABILITY_LIMITS, ABILITY_COPY, ABILITY_REVERT, ABILITY_ADOPT]
 
 
-@dataclass
-class FakeReplica:
-    """A replica. ``array_bytes``: the leg's size when its array was last grown by the node."""
-
-    spec: ReplicaSpec
-    bytes: int
-    exports: dict[str, Export] = field(default_factory=dict)
-    array_bytes: int = 0
-
-
-@dataclass
-class FakeSnapshot:
-    spec: SnapshotSpec
-    bytes: int
-
-
-@dataclass
-class State:
-    """What the node holds."""
-
-    replicas: dict[str, FakeReplica] = field(default_factory=dict)
-    snapshots: dict[str, FakeSnapshot] = field(default_factory=dict)
-
-    @property
-    def exports(self) -> set[tuple[str, str]]:
-        """(replica uuid, host NQN) of each export."""
-        return {(uuid, nqn) for uuid, one in self.replicas.items() for nqn in one.exports}
-
-
-class NodeModel:
+class NodeModel(LiveVerbs):
     """The behaviour of one node.
 
-    :param overcommit: how often the pool may be sold, as the real node's option.
+    :param total_bytes: of the one pool, named ``pool``.
+    :param overcommit: how often a pool may be sold, as the real node's option.
+    :param pools: several pools instead, bytes by name; ``node.pools`` has the rest of each.
+    :param max_iops: what each pool was measured to deliver; ``max_bw`` in KB/s.
+    :param spans: each pool lies on several disks.
     """
 
     def __init__(
@@ -70,28 +54,44 @@ class NodeModel:
         total_bytes: int = 100 * GIB,
         overcommit: float = 20.0,
         portals: list[Portal] | None = None,
+        pools: Mapping[str, int] | None = None,
+        max_iops: int = 0,
+        max_bw: int = 0,
+        spans: bool = False,
     ) -> None:
         self.name = name
         self.persistent_id = str(uuidlib.uuid4())
         self.boot_id = str(uuidlib.uuid4())
-        self.total_bytes = total_bytes
         self.overcommit = overcommit
         self.portals = portals or [Portal(ip="127.0.0.1", port=4420, transport="TCP")]
+        self.pools = {
+            pool: FakePool(pool, size, spans=spans, max_iops=max_iops, max_bw=max_bw)
+            for pool, size in (pools or {"pool": total_bytes}).items()
+        }
         self.has_pool = True
         self.state = State()
+        self.generation = 1
+        self.abilities = list(ABILITIES)
+        self.problems: list[str] = []
         self.lock = threading.RLock()
+        FABRIC.add(self)
 
-    def provisioned(self) -> int:
-        replicas = sum(one.bytes for one in self.state.replicas.values())
-        return replicas + sum(one.bytes for one in self.state.snapshots.values())
+    @property
+    def total_bytes(self) -> int:
+        return sum(pool.total_bytes for pool in self.pools.values())
+
+    def changed(self) -> None:
+        """Count a change of what the node holds or exports."""
+        self.generation += 1
+
+    def provisioned(self, pool: str | None = None) -> int:
+        """Bytes promised by one pool, or by all."""
+        held: list[Any] = [*self.state.replicas.values(), *self.state.snapshots.values()]
+        held += self.state.foreign.values()
+        return sum(one.bytes for one in held if pool in (None, one.pool))
 
     def info(self) -> NodeInfo:
-        pool = Pool(
-            name="pool",
-            total_bytes=self.total_bytes,
-            used_bytes=0,
-            provisioned_bytes=self.provisioned(),
-        )
+        pools = [pool.wire(self.provisioned(pool.name)) for pool in self.pools.values()]
         return NodeInfo(
             persistent_id=self.persistent_id,
             name=self.name,
@@ -99,7 +99,10 @@ class NodeModel:
             boot_id=self.boot_id,
             kernel="6.1.0",
             portals=self.portals,
-            pools=[pool] if self.has_pool else [],
+            pools=pools if self.has_pool else [],
+            generation=self.generation,
+            abilities=self.abilities,
+            problems=self.problems,
         )
 
     def inventory(self) -> Inventory:
@@ -107,13 +110,23 @@ class NodeModel:
             return Inventory(
                 persistent_id=self.persistent_id,
                 boot_id=self.boot_id,
+                generation=self.generation,
                 replicas=[self.replica(uuid) for uuid in self.state.replicas],
                 snapshots=[self._snapshot(uuid) for uuid in self.state.snapshots],
             )
 
-    def _need_room(self, size: int) -> None:
-        if self.provisioned() + size > self.total_bytes * self.overcommit:
-            raise errors.NoSpaceError(f"the pool of {self.name} is full")
+    def _pool_for(self, spec: ReplicaSpec) -> FakePool:
+        if spec.pool is None:
+            return min(self.pools.values(), key=lambda one: self.provisioned(one.name))
+        if spec.pool not in self.pools:
+            raise errors.InvalidInputError(f"the node has no pool {spec.pool}")
+        return self.pools[spec.pool]
+
+    def _need_room(self, pool: FakePool, size: int) -> None:
+        if pool.state != STATE_OK:
+            raise errors.NoSpaceError(f"pool {pool.name} of {self.name} is {pool.state}")
+        if self.provisioned(pool.name) + size > pool.total_bytes * self.overcommit:
+            raise errors.NoSpaceError(f"pool {pool.name} of {self.name} is full")
 
     def put_replica(self, uuid: str, spec: ReplicaSpec) -> Replica:
         with self.lock:
@@ -124,56 +137,62 @@ class NodeModel:
                 return self.replica(uuid)
             if spec.bytes % EXTENT:
                 raise errors.InvalidInputError("bytes must be a multiple of 4 MiB")
-            if spec.source is not None and spec.bytes < self._source_bytes(spec):
+            pool, source = self._pool_for(spec), self._source(spec)
+            if source is not None and spec.bytes < source.bytes:
                 raise errors.ConflictError("the replica is smaller than its source")
-            self._need_room(spec.bytes)
-            self.state.replicas[uuid] = FakeReplica(copy.deepcopy(spec), spec.bytes)
+            if source is not None and source.pool != pool.name:
+                raise errors.ConflictError("the source is in another pool")
+            self._need_room(pool, spec.bytes)
+            made = FakeReplica(copy.deepcopy(spec), spec.bytes, pool.name)
+            made.limits = spec.limits or Limits()
+            if source is not None:
+                made.content, made.array = source.content, restamped(source.array, spec.array)
+            self.state.replicas[uuid] = made
+            self.changed()
             return self.replica(uuid)
 
-    def _source_bytes(self, spec: ReplicaSpec) -> int:
-        assert spec.source is not None
+    def _source(self, spec: ReplicaSpec) -> Any:
+        if spec.source is None:
+            return None
         held: Any = self.state.snapshots.get(spec.source.snapshot or "")
         held = held or self.state.replicas.get(spec.source.replica or "")
         if held is None:
             raise errors.NotExistsError("the source does not exist here")
-        return held.bytes
+        return held
 
     def resize_replica(self, uuid: str, size: int, *, grow_array: bool = False) -> Replica:
         with self.lock:
-            held = self._held(uuid)
-            if grow_array and held.exports:
-                raise errors.InUseError(f"replica {uuid} is exported")
+            held = self.state.unused(uuid) if grow_array else self.state.held(uuid)
             if size < held.bytes:
                 raise errors.ConflictError(f"replica {uuid} is larger already")
-            self._need_room(size - held.bytes)
+            if size > held.bytes:
+                self._need_room(self.pools[held.pool], size - held.bytes)
             held.bytes = size
             if grow_array:
                 held.array_bytes = size
+            self.changed()
             return self.replica(uuid)
-
-    def _held(self, uuid: str) -> FakeReplica:
-        held = self.state.replicas.get(uuid)
-        if held is None:
-            raise errors.NotExistsError(f"there is no replica {uuid}")
-        return held
 
     def replica(self, uuid: str) -> Replica:
         with self.lock:
-            held = self._held(uuid)
+            held = self.state.held(uuid)
             return Replica(
                 uuid=uuid,
                 volume_id=held.spec.volume_id,
                 bytes=held.bytes,
-                pool="pool",
+                pool=held.pool,
                 exports=list(held.exports.values()),
+                state=self.state_of(held.pool),
+                limits=held.limits,
             )
 
     def delete_replica(self, uuid: str) -> StatusAnswer:
         with self.lock:
-            held = self.state.replicas.get(uuid)
-            if held is not None and held.exports:
-                raise errors.InUseError(f"replica {uuid} is exported")
-            self.state.replicas.pop(uuid, None)
+            if uuid in self.state.replicas:
+                self.state.unused(uuid)
+                del self.state.replicas[uuid]
+                self.state.copies.pop(uuid, None)
+                self.changed()
             return StatusAnswer()
 
     def put_snapshot(self, uuid: str, spec: SnapshotSpec) -> NodeSnapshot:
@@ -182,8 +201,11 @@ class NodeModel:
             if known is not None and known.spec != spec:
                 raise errors.ConflictError(f"snapshot {uuid} exists with other values")
             if known is None:
-                size = self._held(spec.replica).bytes
-                self.state.snapshots[uuid] = FakeSnapshot(copy.deepcopy(spec), size)
+                held = self.state.held(spec.replica)
+                self.state.snapshots[uuid] = FakeSnapshot(
+                    copy.deepcopy(spec), held.bytes, held.pool, held.content, held.array
+                )
+                self.changed()
             return self._snapshot(uuid)
 
     def _snapshot(self, uuid: str) -> NodeSnapshot:
@@ -193,43 +215,53 @@ class NodeModel:
             replica=held.spec.replica,
             snapshot_id=held.spec.snapshot_id,
             bytes=held.bytes,
-            pool="pool",
+            pool=held.pool,
         )
 
     def delete_snapshot(self, uuid: str) -> StatusAnswer:
         with self.lock:
-            self.state.snapshots.pop(uuid, None)
+            if self.state.snapshots.pop(uuid, None) is not None:
+                self.changed()
             return StatusAnswer()
 
     def put_export(self, replica_uuid: str, spec: ExportSpec) -> Export:
         with self.lock:
-            held = self._held(replica_uuid)
+            held = self.state.held(replica_uuid)
             known = held.exports.get(spec.host_nqn)
             if known is not None and known.io_class != spec.io_class:
                 raise errors.ConflictError("it is exported in another class")
             if known is None:
-                nqn = naming.subsystem_nqn(self.persistent_id, spec.host_nqn, spec.io_class)
-                used = {
-                    export.nsid
-                    for one in self.state.replicas.values()
-                    for export in one.exports.values()
-                    if export.subsystem_nqn == nqn
-                }
-                held.exports[spec.host_nqn] = Export(
-                    replica=replica_uuid,
-                    host_nqn=spec.host_nqn,
-                    io_class=spec.io_class,
-                    subsystem_nqn=nqn,
-                    nsid=next(number for number in range(1, 100000) if number not in used),
-                    portals=self.portals,
-                )
+                held.exports[spec.host_nqn] = self._export(replica_uuid, spec)
+                self.changed()
             return held.exports[spec.host_nqn]
+
+    def _export(self, replica_uuid: str, spec: ExportSpec) -> Export:
+        nqn = naming.subsystem_nqn(self.persistent_id, spec.host_nqn, spec.io_class)
+        used = {
+            export.nsid
+            for one in self.state.replicas.values()
+            for export in one.exports.values()
+            if export.subsystem_nqn == nqn
+        }
+        return Export(
+            replica=replica_uuid,
+            host_nqn=spec.host_nqn,
+            io_class=spec.io_class,
+            subsystem_nqn=nqn,
+            nsid=next(number for number in range(1, 100000) if number not in used),
+            portals=self.portals,
+        )
 
     def delete_export(self, replica_uuid: str, host_nqn: str | None = None) -> StatusAnswer:
         with self.lock:
             held = self.state.replicas.get(replica_uuid)
+            if held is not None and held.exports:
+                self.changed()
             if held is not None and host_nqn is None:
                 held.exports.clear()
             elif held is not None:
                 held.exports.pop(host_nqn or "", None)
             return StatusAnswer()
+
+
+__all__ = ["ABILITIES", "ZEROS", "FakeReplica", "FakeSnapshot", "NodeModel", "State"]
