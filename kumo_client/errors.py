@@ -231,6 +231,14 @@ class BackendUnavailableError(KumoError):
     transient = True
 
 
+class DatabaseUnavailableError(KumoError):
+    """The database of the provisioner cannot be used; repeat when it is back."""
+
+    code = "DatabaseUnavailable"
+    http_status = 503
+    transient = True
+
+
 class UnsafeDiskError(KumoError):
     """A disk holds data or was not given to us; it is not touched."""
 

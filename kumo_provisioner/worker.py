@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Background work of a running provisioner: probes, and reconciles on a timer or when woken."""
+"""Background work of a running provisioner: reconciles, and the duties of the services.
+
+Several instances may run. A duty is done by the one that holds its lease; it keeps the lease from
+round to round, so that the interval holds for all of them together, and another instance takes
+over when it ends or dies.
+"""
 
 from __future__ import annotations
 
@@ -8,25 +13,30 @@ from collections.abc import Callable
 
 from oslo_log import log
 
-from kumo_client import request_id
+from kumo_client import errors, request_id
 from kumo_provisioner import reconcile
 from kumo_provisioner.core import Core
+from kumo_provisioner.duties import Duty
 from kumo_provisioner.services import backends
 
 LOG = log.getLogger(__name__)
 # Wakes that come in a bunch cause one reconcile.
 SOAK_SECONDS = 0.5
+# Modules that have DUTIES.
+DUTY_MODULES = (backends,)
 
 
 class Worker:
-    """Two threads, started and stopped with the application."""
+    """A thread for reconciles and one for each duty, started and stopped with the application."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Core, modules: tuple[object, ...] = DUTY_MODULES) -> None:
         self._core = core
         self._stopping = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._probe, name="probe", daemon=True),
-            threading.Thread(target=self._reconcile, name="reconcile", daemon=True),
+        self._threads = [threading.Thread(target=self._reconcile, name="reconcile", daemon=True)]
+        self._threads += [
+            threading.Thread(target=self._duty, args=(duty,), name=duty.name, daemon=True)
+            for module in modules
+            for duty in getattr(module, "DUTIES")  # noqa: B009 - modules have no common type
         ]
 
     def start(self) -> None:
@@ -41,14 +51,21 @@ class Worker:
             if thread.is_alive():
                 thread.join(timeout=self._core.conf.nodes.budget)
 
-    def _probe(self) -> None:
+    def _duty(self, duty: Duty) -> None:
         while not self._stopping.is_set():
-            self._guarded("probe", self._probe_once)
-            self._stopping.wait(self._core.conf.reconcile.probe_interval)
+            self._guarded(duty.name, lambda: self._serve(duty))
+            self._stopping.wait(duty.interval(self._core))
 
-    def _probe_once(self) -> None:
-        if backends.probe(self._core):
-            self._core.wake.set()
+    def _serve(self, duty: Duty) -> None:
+        """Do a duty while we have its lease."""
+        try:
+            with self._core.locks.hold(f"duty:{duty.name}", timeout=0):
+                while not self._stopping.is_set():
+                    with request_id.use(None):
+                        duty.run(self._core)
+                    self._stopping.wait(duty.interval(self._core))
+        except errors.BusyError as exc:
+            LOG.debug("The duty %s is not ours: %s", duty.name, exc)
 
     def _reconcile(self) -> None:
         while not self._stopping.is_set():
@@ -61,6 +78,8 @@ class Worker:
         with request_id.use(None):
             try:
                 step()
+            except errors.DatabaseUnavailableError as exc:
+                LOG.warning("The %s loop waits for the database: %s", name, exc)
             except Exception:
-                # The loop has to outlive a defect or a database that is away for a while.
+                # The loop has to outlive a defect.
                 LOG.exception("The %s loop failed and goes on", name)

@@ -11,21 +11,35 @@ from __future__ import annotations
 import fcntl
 import os
 import pathlib
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import alembic.command
 import alembic.config
 import sqlalchemy
+from oslo_log import log
 from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.orm.exc import StaleDataError
 
 from kumo_client import errors
+from kumo_provisioner.db import failures
 
+LOG = log.getLogger(__name__)
+T = TypeVar("T")
 MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
 BUSY_TIMEOUT_MS = 15000
+TRIES = 6
+# Seconds before the second try; twice as long before each further one.
+FIRST_PAUSE = 0.02
+
+
+class _Phase:
+    committing = False
 
 
 class Database:
@@ -57,15 +71,53 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Session]:
-        """A transaction that reads one consistent state."""
-        with self._reader() as session, session.begin():
+        """A transaction that reads.
+
+        :raises DatabaseUnavailableError: when the database cannot be used.
+        """
+        with self._translated(), self._reader() as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
-        """A transaction that commits at its end, or rolls back on an exception."""
-        with self._writer() as session, session.begin():
+        """A transaction that commits at its end, or rolls back on an exception.
+
+        :raises BusyError: when another transaction was in the way; nothing was written.
+        :raises DatabaseUnavailableError: when the database cannot be used.
+        """
+        with self._translated() as phase, self._writer() as session, session.begin():
             yield session
+            session.flush()
+            phase.committing = True
+
+    def run(self, function: Callable[[Session], T]) -> T:
+        """Run a write transaction, again when another one was in the way.
+
+        :param function: may be called several times; it does nothing but read and write the record.
+        :raises BusyError: when there was always another one in the way.
+        :raises DatabaseUnavailableError: when the database cannot be used.
+        """
+        for number in range(1, TRIES + 1):
+            try:
+                with self.write() as session:
+                    return function(session)
+            except (failures.RolledBackError, failures.LostConnectionError) as exc:
+                if number == TRIES:
+                    raise
+                LOG.info("Try %s of a transaction failed: %s", number, exc.__cause__ or exc)
+                time.sleep(FIRST_PAUSE * 2 ** (number - 1) * random.uniform(0.5, 1))
+        raise AssertionError("the last try returns or raises")
+
+    @contextmanager
+    def _translated(self) -> Iterator[_Phase]:
+        phase = _Phase()
+        try:
+            yield phase
+        except (sqlalchemy.exc.SQLAlchemyError, StaleDataError) as exc:
+            error = failures.translate(exc, sqlite=self.is_sqlite, committing=phase.committing)
+            if error is None:
+                raise
+            raise error from exc
 
     def upgrade(self) -> None:
         """Bring the schema to the newest version.

@@ -13,6 +13,7 @@ from kumo_client.schemas import backend as wire
 from kumo_client.schemas.node import NodeInfo
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
+from kumo_provisioner.duties import Duty
 from kumo_provisioner.nodes import Address, Outcome
 from kumo_provisioner.services import capacity, view
 
@@ -224,3 +225,11 @@ def _take_over(row: models.Backend, info: NodeInfo) -> None:
     row.state = wire.AVAILABLE
     row.failed_probes = 0
     row.last_probe = now_ms()
+
+
+def _probe_duty(core: Core) -> None:
+    if probe(core):
+        core.wake.set()
+
+
+DUTIES = (Duty("probe", _probe_duty, lambda core: float(core.conf.reconcile.probe_interval)),)

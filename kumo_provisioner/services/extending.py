@@ -20,7 +20,7 @@ from sqlalchemy.orm import Session
 
 from kumo_client import errors, naming
 from kumo_client.api.node import Node
-from kumo_provisioner import placement
+from kumo_provisioner import placement, settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
@@ -65,6 +65,7 @@ def intend(core: Core, session: Session, row: models.Volume, gib: int) -> None:
     for replica in row.replicas:
         replica.reserved_bytes = max(charge, replica.reserved_bytes)
     row.wanted_capacity = gib
+    settling.add(row, settling.EXTEND)
 
 
 def leg_bytes(row: models.Volume, gib: int) -> int:
@@ -83,6 +84,18 @@ def finish(core: Core, uuid: str) -> None:
     _, failed = attempt(core, uuid)
     if failed is not None:
         raise failed
+
+
+def settle(core: Core, uuid: str) -> None:
+    """Finish an extension that was cut off, when all its nodes are there.
+
+    :raises KumoError: see :func:`finish`.
+    """
+    with core.db.read() as session:
+        row = session.get_one(models.Volume, uuid)
+        for replica in row.replicas:
+            building.need_available(replica.backend)
+    finish(core, uuid)
 
 
 def attempt(
@@ -116,6 +129,7 @@ def attempt(
                 replica.bytes = max(size, replica.bytes)
         if failed is None:
             row.capacity = wanted
+            settling.drop(row, settling.EXTEND)
         elif hopeless:
             _give_up(core, row)
     _tell(core, f"Extension of volume {uuid} to {wanted} GiB", failed)
@@ -166,6 +180,7 @@ def _may_still_succeed(outcome: Outcome[Any]) -> bool:
 def _give_up(core: Core, row: models.Volume) -> None:
     """Drop the wish; a replica that has grown keeps its size and its charge."""
     row.wanted_capacity = row.capacity
+    settling.drop(row, settling.EXTEND)
     for replica in row.replicas:
         replica.reserved_bytes = capacity.replica_charge(
             core.conf, replica.bytes, row.provisioning_type

@@ -32,6 +32,7 @@ def test_the_codes_are_stable():
         "CommunicationError",
         "ConfigError",
         "Conflict",
+        "DatabaseUnavailable",
         "DeviceNotFound",
         "Forbidden",
         "InUse",

@@ -86,7 +86,7 @@ def test_an_array_that_every_node_refuses_ends_the_extension(core, pair):
         volumes.extend(core, T, pair, 3)
     assert shown(core, pair).capacity == 1
     core.nodes.faults.clear()
-    assert reconcile.run(core).extended == 0
+    assert reconcile.run(core).settled == 0
     assert len(published(core, pair).replicas) == 2
     assert len(core.nodes.exports()) == 2
 
@@ -101,7 +101,7 @@ def test_an_extension_of_which_one_array_knows_is_finished(core, pair, fault):
     assert shown(core, pair).capacity == 1
     assert arrays(core, pair)[0] == THREE
     core.nodes.faults.clear()
-    assert reconcile.run(core).extended == 1
+    assert reconcile.run(core).settled == 1
     assert shown(core, pair).capacity == 3
     assert arrays(core, pair) == [THREE, THREE]
 

@@ -11,7 +11,6 @@ from kumo_provisioner.db.models import REPLICA, SNAPSHOT
 from kumo_provisioner.reconcile import (
     AddExport,
     DropExport,
-    Extend,
     NoteState,
     Remove,
     Report,
@@ -35,7 +34,6 @@ def replica_row(uuid):
         settled=st.booleans(),
         state=st.sampled_from([REPLICA_AVAILABLE, REPLICA_MISSING]),
         hosts=HOSTS,
-        extending=st.booleans(),
     )
 
 
@@ -102,9 +100,6 @@ def test_nothing_follows_from_a_node_that_did_not_answer(wanted, seen):
     for action in reconcile.plan(wanted, seen):
         if isinstance(action, Remove | Report):
             assert action.backend_id not in silent
-        elif isinstance(action, Extend):
-            mine = [one for one in wanted.replicas.values() if one.volume_id == action.volume_id]
-            assert not silent & {one.backend_id for one in mine if one.settled and one.extending}
         else:
             row = wanted.replicas[action.replica_id]
             assert row.backend_id not in silent
@@ -139,10 +134,6 @@ def test_after_the_plan_the_nodes_show_what_is_wanted(wanted, seen):
         elif isinstance(action, NoteState):
             old = rows[action.replica_id]
             rows[old.uuid] = WantedReplica(**vars(old) | {"state": action.state})
-        elif isinstance(action, Extend):
-            for uuid, row in rows.items():
-                if row.volume_id == action.volume_id:
-                    rows[uuid] = WantedReplica(**vars(row) | {"extending": False})
     again = {
         node: None
         if inventory is None

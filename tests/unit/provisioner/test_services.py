@@ -185,9 +185,9 @@ def test_an_extension_cut_off_is_finished_later(core, three, fault):
     with pytest.raises(errors.BusyError, match="under way"):
         snapshots.clone(core, T, CloneCreate(source_volume_id=uid, alias="c"))
     core.nodes.faults.clear()
-    assert reconcile.run(core).extended == 1
+    assert reconcile.run(core).settled == 1
     assert shown(core, uid).capacity == 3
-    assert reconcile.run(core).extended == 0
+    assert reconcile.run(core).settled == 0
 
 
 def test_a_refused_extension_ends(core, three):
@@ -198,7 +198,7 @@ def test_a_refused_extension_ends(core, three):
         volumes.extend(core, T, uid, 3)
     assert shown(core, uid).capacity == 1
     core.nodes.faults.clear()
-    assert reconcile.run(core).extended == 0
+    assert reconcile.run(core).settled == 0
     # The leg that has grown already is still the source of a copy that fits.
     copy = snapshots.clone(core, T, CloneCreate(source_volume_id=uid, alias="copy"))
     assert shown(core, copy).capacity == 1

@@ -27,10 +27,12 @@ from kumo_client.api.node import Node
 from kumo_client.schemas.backend import AVAILABLE
 from kumo_client.schemas.node import Inventory
 from kumo_client.schemas.volume import REPLICA_AVAILABLE, REPLICA_MISSING
+from kumo_provisioner import settling
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address
-from kumo_provisioner.services import backends, building, extending, publish, removals
+from kumo_provisioner.reconcile.settlers import SETTLERS
+from kumo_provisioner.services import backends, building, publish, removals
 
 LOG = log.getLogger(__name__)
 DAY_MS = 86_400_000
@@ -49,7 +51,6 @@ class WantedReplica:
     settled: bool = True
     state: str = REPLICA_AVAILABLE
     hosts: frozenset[str] = frozenset()
-    extending: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +105,6 @@ class DropExport:
 
 
 @dataclasses.dataclass(frozen=True)
-class Extend:
-    volume_id: str
-
-
-@dataclasses.dataclass(frozen=True)
 class NoteState:
     """Record that a replica is missing on its node, or is there again."""
 
@@ -117,7 +113,7 @@ class NoteState:
     state: str
 
 
-VolumeAction = AddExport | DropExport | Extend | NoteState
+VolumeAction = AddExport | DropExport | NoteState
 Action = Remove | Report | VolumeAction
 # None: the node did not answer.
 Seen = Mapping[str, Inventory | None]
@@ -131,7 +127,7 @@ class Counts:
     removed: int = 0
     exports_restored: int = 0
     exports_removed: int = 0
-    extended: int = 0
+    settled: int = 0
     missing: int = 0
     unknown: int = 0
     waiting: int = 0
@@ -152,13 +148,6 @@ def plan(wanted: Wanted, seen: Seen) -> list[Action]:
     ``seen`` was read before ``wanted``, so whatever a node showed has a row if it ever had one.
     """
     actions: list[Action] = []
-    extending_on: dict[str, set[str]] = defaultdict(set)
-    for replica in wanted.replicas.values():
-        if replica.extending and replica.settled:
-            extending_on[replica.volume_id].add(replica.backend_id)
-    for volume_id, nodes in sorted(extending_on.items()):
-        if all(seen.get(node) is not None for node in nodes):
-            actions.append(Extend(volume_id))
     for removal in wanted.removals.values():
         if not removal.done and seen.get(removal.backend_id) is not None:
             actions.append(Remove(removal.kind, removal.uuid, removal.backend_id))
@@ -244,7 +233,6 @@ def read_wanted(session: Session) -> Wanted:
                 settled=volume.status == models.AVAILABLE,
                 state=row.state,
                 hosts=hosts,
-                extending=volume.wanted_capacity != volume.capacity,
             )
     parts = {row.uuid: row.backend_id for row in session.scalars(select(models.SnapshotPart))}
     gone = {
@@ -268,6 +256,7 @@ def run(core: Core) -> Counts:
             wanted = read_wanted(session)
         actions = plan(wanted, seen)
         act(core, actions, wanted, counts)
+        finish_unsettled(core, counts)
         _count_waiting(core, counts)
         _forget_old(core)
     if any(dataclasses.astuple(counts)):
@@ -315,6 +304,34 @@ def _settle_one(
             LOG.info("Undid an unfinished %s of %s", table.__name__.lower(), key)
     except errors.BusyError:
         counts.skipped += 1
+
+
+def finish_unsettled(core: Core, counts: Counts) -> None:
+    """Do what is still to be done on volumes after their wishes were recorded."""
+    with core.db.read() as session:
+        query = select(models.Volume.uuid).where(
+            models.Volume.unsettled != "", models.Volume.status == models.AVAILABLE
+        )
+        uuids = session.scalars(query).all()
+    for uuid in uuids:
+        try:
+            with core.locks.hold(uuid, timeout=0):
+                _finish_one(core, uuid, counts)
+        except errors.BusyError:
+            counts.skipped += 1
+
+
+def _finish_one(core: Core, uuid: str, counts: Counts) -> None:
+    with core.db.read() as session:
+        row = session.get(models.Volume, uuid)
+        kinds = [] if row is None else settling.kinds(row)
+    for kind in kinds:
+        try:
+            SETTLERS[kind](core, uuid)
+            counts.settled += 1
+        except errors.KumoError as exc:
+            counts.waiting += 1
+            LOG.warning("%s of volume %s is left for the next round: %s", kind, uuid, exc)
 
 
 def act(core: Core, actions: Iterable[Action], wanted: Wanted, counts: Counts) -> None:
@@ -369,24 +386,13 @@ def _fix_volume(core: Core, volume_id: str, actions: list[VolumeAction]) -> Coun
 
 def _fix(core: Core, action: VolumeAction, counts: Counts) -> None:
     try:
-        if isinstance(action, Extend):
-            _extend(core, action, counts)
-        elif isinstance(action, NoteState):
+        if isinstance(action, NoteState):
             _note_state(core, action, counts)
         else:
             _export(core, action, counts)
     except errors.KumoError as exc:
         counts.waiting += 1
         LOG.warning("%s is left for the next round: %s", action, exc)
-
-
-def _extend(core: Core, action: Extend, counts: Counts) -> None:
-    with core.db.read() as session:
-        row = session.get(models.Volume, action.volume_id)
-        pending = row is not None and row.wanted_capacity != row.capacity
-    if pending:
-        extending.finish(core, action.volume_id)
-        counts.extended += 1
 
 
 def _note_state(core: Core, action: NoteState, counts: Counts) -> None:

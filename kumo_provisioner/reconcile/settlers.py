@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who finishes what is unsettled on a volume, by kind; see :mod:`kumo_provisioner.settling`."""
+
+from __future__ import annotations
+
+from kumo_provisioner import settling
+from kumo_provisioner.services import extending
+
+SETTLERS: dict[str, settling.Settler] = {
+    settling.EXTEND: extending.settle,
+}
