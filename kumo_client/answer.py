@@ -15,6 +15,8 @@ from kumo_client.schemas.common import SUCCESS
 _GATEWAY_STATUSES = frozenset({429, 502, 503, 504})
 _EXCERPT_CHARACTERS = 120
 
+JSON = "application/json"
+
 
 class NoJsonError(errors.ProtocolError):
     """An answer that is not JSON at all: perhaps it is not one of our servers that gave it."""
@@ -49,6 +51,12 @@ def decode(response: requests.Response, secrets: Iterable[str], accept: Collecti
             f"the server answered HTTP {response.status_code} with a list instead of an error"
         )
     return data
+
+
+def is_good(response: requests.Response, media: str) -> bool:
+    """Whether this is no error and of this media type."""
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return response.status_code == 200 and kind == media
 
 
 def _object(

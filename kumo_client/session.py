@@ -123,6 +123,7 @@ class Session:
         budget: float | None = None,
         idempotent: bool | None = None,
         accept: Collection[str] = (),
+        media: str = answer.JSON,
     ) -> Any:
         """Send a request and give the decoded JSON of the answer.
 
@@ -131,6 +132,7 @@ class Session:
         :param idempotent: the call may be sent again when its answer was lost; by default so
             for GET, HEAD, PUT and DELETE.
         :param accept: values of ``status`` that are no error besides ``Success``.
+        :param media: type of a good answer; anything but JSON is given as text.
         :raises CommunicationError: no endpoint answered inside the budget. ``transient`` is false
             when the request may have been carried out and must not be sent twice.
         :raises ProtocolError: an answer that the API does not allow.
@@ -145,6 +147,7 @@ class Session:
             budget=self.budget if budget is None else budget,
             idempotent=method.upper() in IDEMPOTENT_VERBS if idempotent is None else idempotent,
             accept=accept,
+            media=media,
         )
         current = request_id.current()
         with contextlib.nullcontext(current) if current else request_id.use(None) as rid:
@@ -153,6 +156,16 @@ class Session:
             except errors.KumoError as exc:
                 exc.request_id = exc.request_id or rid
                 raise
+
+    def text(self, path: str) -> str:
+        """Ask for a text, such as the metrics of a server.
+
+        :raises ProtocolError: the answer is something else.
+        """
+        found = self.request("GET", path, media="text/plain")
+        if not isinstance(found, str):
+            raise errors.ProtocolError(f"the server answered JSON instead of text to {path}")
+        return found
 
     def _ordered(self) -> list[str]:
         first = self.endpoints.index(self._preferred)
@@ -186,6 +199,7 @@ class _Call:
         budget: float,
         idempotent: bool,
         accept: Collection[str],
+        media: str,
     ) -> None:
         self.session = session
         self.method = method
@@ -194,6 +208,7 @@ class _Call:
         self.params = params
         self.idempotent = idempotent
         self.accept = accept
+        self.media = media
         self.budget = budget
         self.deadline = session._clock() + budget
         self.outcome_unknown = False
@@ -301,6 +316,8 @@ class _Call:
     def _send(self, url: str) -> Any:
         session = self.session
         headers: dict[str, str | bytes] = {request_id.HEADER: request_id.current() or ""}
+        if self.media != answer.JSON:
+            headers["Accept"] = self.media
         secrets: list[str] = []
         if (token := session._bearer()) is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -318,6 +335,8 @@ class _Call:
             allow_redirects=False,
         )
         _log_answer(self.method, url + self.path, response, session._clock() - started, secrets)
+        if self.media != answer.JSON and answer.is_good(response, self.media):
+            return response.text
         return answer.decode(response, secrets, self.accept)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from kumo_client.schemas.backend import Backend, BackendCreate
 from kumo_client.schemas.snapshot import Snapshot, SnapshotCreate, SnapshotVolumeCreate
-from kumo_client.schemas.volume import CloneCreate, Volume, VolumeCreate
+from kumo_client.schemas.tenant import Tenant, TenantWrite
+from kumo_client.schemas.volume import AdoptVolume, CloneCreate, Volume, VolumeCreate
 
 
 def _difference(**pairs: tuple[Any, Any]) -> str | None:
@@ -75,4 +76,24 @@ def snapshot_volume(asked: SnapshotVolumeCreate, found: Volume) -> str | None:
         alias=(asked.alias, found.alias),
         capacity=(asked.capacity or found.capacity, found.capacity),
         snapshotID=(_lower(asked.snapshot_id), _lower(found.snapshot_id)),
+    )
+
+
+def adopted(asked: AdoptVolume, found: Volume) -> str | None:
+    """Compare a request to adopt with a volume."""
+    nodes = {location.backend.persistent_id for location in found.location}
+    return _difference(
+        uuid=(_lower(asked.uuid), _lower(found.uuid)),
+        alias=(asked.alias, found.alias),
+        backendId=({asked.backend_id} | nodes, nodes),
+    )
+
+
+def tenant(asked: TenantWrite, found: Tenant) -> str | None:
+    """Compare a request for a tenant with a tenant."""
+    return _difference(
+        name=(asked.name, found.name),
+        capacity=(asked.capacity, found.capacity),
+        totalIOPS=(asked.total_iops, found.total_iops),
+        totalBW=(asked.total_bw, found.total_bw),
     )

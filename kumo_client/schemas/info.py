@@ -34,6 +34,8 @@ CAPABILITY_ADOPT = "adopt-volume"
 CAPABILITY_TOKENS = "tokens"
 # Backends can be cordoned, drained and put into maintenance.
 CAPABILITY_DRAIN = "drain"
+# ``GET /garbage``: objects on nodes that no record knows.
+CAPABILITY_GARBAGE = "garbage"
 
 
 class Info(WireModel):

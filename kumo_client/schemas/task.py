@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from kumo_client.schemas.common import Text, UuidText, WireModel
+from kumo_client.schemas.common import StatusAnswer, Text, UuidText, WireModel
 from kumo_client.schemas.host import HostId
 
 IDLE = "IDLE"
@@ -84,3 +84,9 @@ class ConnectRequest(WireModel):
 
     host_id: HostId = Field(alias="hostId")
     vol_id: UuidText = Field(alias="volId")
+
+
+class TaskAnswer(StatusAnswer):
+    """Answer of what begins a task; KumoScale leaves the id out."""
+
+    task_id: str = Field("", alias="taskId")

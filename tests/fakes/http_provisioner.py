@@ -38,13 +38,17 @@ class FakeProvisioner:
         try:
             if request.headers.get("Authorization") != f"Bearer {self.token}":
                 raise errors.UnauthorizedError("bad token")
-            for method, pattern, handler in ROUTES:
+            for method, pattern, handler in self.routes():
                 found = re.fullmatch(pattern, request.path)
                 if method == request.method and found:
-                    return Answer(handler(self, request, *found.groups()))
+                    content = handler(self, request, *found.groups())
+                    return content if isinstance(content, Answer) else Answer(content)
             raise errors.NotExistsError(f"no such path {request.path}")
         except errors.KumoError as exc:
             return Answer(exc.to_wire(), exc.http_status)
+
+    def routes(self):
+        return ROUTES
 
     def info(self, request):
         return {"totalFreeSpace": 90, "version": "1", "capabilities": self.capabilities}

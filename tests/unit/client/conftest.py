@@ -6,6 +6,7 @@ import pytest
 from kumo_client.api.provisioner import Provisioner
 from kumo_client.session import Session
 from tests.fakes.http import FakeClock, Transport
+from tests.fakes.http_operator import FakeOperatorProvisioner
 from tests.fakes.http_provisioner import FakeProvisioner
 
 TOKEN = "s3cret-token"
@@ -41,6 +42,19 @@ def server(network):
     """A provisioner at endpoint A."""
     network.servers[A] = FakeProvisioner(TOKEN)
     return network.servers[A]
+
+
+@pytest.fixture
+def operated(network):
+    """A provisioner of ours at endpoint A, with all extensions."""
+    network.servers[A] = FakeOperatorProvisioner(TOKEN)
+    return network.servers[A]
+
+
+@pytest.fixture
+def api(operated, connect, clock):
+    """Calls to the one with all extensions."""
+    return Provisioner(connect(A), clock=clock)
 
 
 @pytest.fixture
