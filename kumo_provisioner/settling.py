@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from kumo_client import errors
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 
@@ -17,6 +18,13 @@ EXTEND = "extend"
 LIMITS = "limits"
 REVERT = "revert"
 REPLICAS = "replicas"
+ADOPT = "adopt"
+RELEASE = "release"
+
+_MEANING = {
+    EXTEND: "an extension",
+    REVERT: "a revert to a snapshot",
+}
 
 # By kind: does the work for the volume of that uuid, whose lock the caller holds; raises KumoError
 # when it has to be tried again later.
@@ -36,3 +44,17 @@ def add(row: models.Volume, kind: str) -> None:
 def drop(row: models.Volume, kind: str) -> None:
     """Record that it is done."""
     row.unsettled = ",".join(one for one in kinds(row) if one != kind)
+
+
+def refuse(row: models.Volume, *some: str) -> None:
+    """Refuse what must not happen before something of these kinds is done.
+
+    :raises BusyError: when one of them is unsettled.
+    """
+    for kind in kinds(row):
+        if kind in some:
+            raise errors.BusyError(
+                f"{_MEANING.get(kind, kind)} of volume {row.uuid} is not finished",
+                volume=row.uuid,
+                way_out="repeat the call later; see the states of its replicas and nodes",
+            )

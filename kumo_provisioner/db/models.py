@@ -27,8 +27,13 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
+from kumo_client.schemas.volume import REPLICA_AVAILABLE
+
 CREATING = "creating"
 AVAILABLE = "available"
+# A volume of which the data is not ours yet, or no more: nothing of it is ever deleted.
+ADOPTING = "adopting"
+RELEASING = "releasing"
 PUBLISHING = "publishing"
 PUBLISHED = "published"
 
@@ -150,7 +155,8 @@ class Volume(Base):
     ``array_state`` is ``new`` until a host has confirmed that the array of a replicated volume
     exists, ``open`` while a host has it or had it when last heard of, ``clean`` after a detach in
     order. ``unsettled`` names what a reconcile has to finish on it (``extend``, ``limits``,
-    ``revert``, ...), empty for nothing. ``generation`` rises with every change.
+    ``revert``, ...), empty for nothing; ``wish`` has, by kind, what is needed for that.
+    ``generation`` rises with every change.
     """
 
     __tablename__ = "volumes"
@@ -174,6 +180,7 @@ class Volume(Base):
     generation: Mapped[int] = mapped_column(BigInteger, default=0)
     array_state: Mapped[str] = mapped_column(String(8), default=ARRAY_NEW)
     unsettled: Mapped[str] = mapped_column(String(32), default="", index=True)
+    wish: Mapped[dict[str, Any]] = mapped_column(default=dict)
     replicas: Mapped[list[Replica]] = relationship(
         back_populates="volume", cascade="all, delete-orphan", order_by="Replica.position"
     )
@@ -216,6 +223,11 @@ class Replica(Base):
     replaces: Mapped[str] = mapped_column(String(36), default="")
     volume: Mapped[Volume] = relationship(back_populates="replicas")
     backend: Mapped[Backend] = relationship()
+
+    @property
+    def in_sync(self) -> bool:
+        """Whether it has all writes, as far as is known: the only kind of leg that is a source."""
+        return self.state == REPLICA_AVAILABLE and self.freshness == FRESH
 
 
 class Snapshot(Base):

@@ -74,7 +74,11 @@ def _added() -> dict[str, tuple[sa.Column, ...]]:
 
 
 # MariaDB before 10.2 and MySQL give JSON columns no default, so these are filled by hand.
-ADDED_LISTS = {"backends": "problems", "hosts": "abilities"}
+ADDED_JSON: tuple[tuple[str, str, list[str] | dict[str, str]], ...] = (
+    ("backends", "problems", []),
+    ("hosts", "abilities", []),
+    ("volumes", "wish", {}),
+)
 NUMBERS = (
     "sold_iops",
     "sold_bw",
@@ -118,10 +122,10 @@ def _add_columns() -> None:
         with op.batch_alter_table(table) as batch:
             for column in columns:
                 batch.add_column(column)
-    for table, name in ADDED_LISTS.items():
+    for table, name, empty in ADDED_JSON:
         with op.batch_alter_table(table) as batch:
             batch.add_column(sa.Column(name, sa.JSON(), nullable=True))
-        op.execute(sa.table(table, sa.column(name, sa.JSON())).update().values({name: []}))
+        op.execute(sa.table(table, sa.column(name, sa.JSON())).update().values({name: empty}))
         with op.batch_alter_table(table) as batch:
             batch.alter_column(name, existing_type=sa.JSON(), nullable=False)
     for table, name in INDEXES:
