@@ -9,7 +9,15 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-OURS = {"cinder_kumo", "kumo_client", "kumo_node", "kumo_provisioner", "lab", "os_brick_nvmeof"}
+OURS = {
+    "bench",
+    "cinder_kumo",
+    "kumo_client",
+    "kumo_node",
+    "kumo_provisioner",
+    "lab",
+    "os_brick_nvmeof",
+}
 SERVER = {"fastapi", "starlette", "uvicorn", "pydantic", "anyio"}
 ALLOWED = {
     "kumo_client": {"requests", "urllib3", "tenacity", "pydantic", "rich", "argcomplete"},
@@ -20,7 +28,7 @@ ALLOWED = {
     "os_brick_nvmeof": {"os_brick"},
 }
 OSLO = {"cinder_kumo", "kumo_provisioner", "kumo_node", "os_brick_nvmeof"}
-ANYTHING = {"lab"}
+ANYTHING = {"bench", "lab"}
 
 
 def imported(tree):
