@@ -61,7 +61,25 @@ OPTS = [
         "disks",
         default=[],
         help="Paths of the disks given to Kumo, best as /dev/disk/by-id/... names. Only these are "
-        "ever touched. A disk added later is added to the pool at the next start.",
+        "ever touched. A disk added later is taken at the next start.",
+    ),
+    cfg.StrOpt(
+        "pool_layout",
+        default="disk",
+        choices=[
+            (
+                "disk",
+                "a volume group and a thin pool on each disk: a disk that fails takes only "
+                "the replicas on it along",
+            ),
+            (
+                "group",
+                "one volume group and one thin pool over all disks: a replica may be larger "
+                "than a disk, and a disk that fails takes all replicas of the node along",
+            ),
+        ],
+        help="How the disks make pools. It counts when the first disk is taken; a node that has "
+        "taken disks, or was set up before this option existed, keeps the layout it has.",
     ),
     cfg.ListOpt(
         "wipe_disks",
@@ -80,13 +98,16 @@ OPTS = [
         "volume_group",
         default="kumo",
         regex=r"[a-zA-Z0-9][a-zA-Z0-9_.]*",
-        help="Name of the LVM volume group made on the disks. Change it only before first use.",
+        help="Name of the LVM volume group made on the disks. With a pool on each disk, the group "
+        "of a disk has this name, an underscore and eight hexadecimal digits. Change it only "
+        "before first use.",
     ),
     cfg.StrOpt(
         "pool",
         default="pool",
         regex=r"[a-zA-Z0-9][a-zA-Z0-9_.]*",
-        help="Name of the thin pool. Change it only before first use.",
+        help="Name of the thin pool in its group, and, with one pool over all disks, of the pool "
+        "as the provisioner knows it. Change it only before first use.",
     ),
     cfg.IntOpt(
         "pool_chunk_kib",

@@ -13,6 +13,7 @@ from kumo_node.locks import Locks
 from kumo_node.lvm import Lvm, replica_name
 from kumo_node.nvmet import Namespace, Nvmet
 from kumo_node.pool import Pool
+from kumo_node.pools import Pools
 from kumo_node.spec import READY, ExportRecord, ReplicaRecord, SnapshotRecord, Spec
 
 
@@ -22,8 +23,7 @@ class Context:
 
     name: str
     spec: Spec
-    lvm: Lvm
-    pool: Pool
+    pools: Pools
     nvmet: Nvmet
     kernel: Kernel
     locks: Locks
@@ -39,17 +39,23 @@ class Context:
 
     def namespace(self, record: ExportRecord) -> Namespace:
         """An export as the kernel needs it."""
+        replica = self.spec.data.replicas.get(record.replica)
+        device = self.lvm_of(replica).device(replica_name(record.replica)) if replica else ""
         return Namespace(
             subsystem=self.subsystem(record),
             host_nqn=record.host_nqn,
             nsid=record.nsid,
             uuid=record.replica,
-            device=self.lvm.device(replica_name(record.replica)),
+            device=device,
         )
 
     def lvm_of(self, record: ReplicaRecord | SnapshotRecord) -> Lvm:
-        """Where the volume of a record is."""
-        return self.lvm
+        """The volume group in which the volume of a record is."""
+        return self.pools.of(record).lvm
+
+    def pool_of(self, record: ReplicaRecord | SnapshotRecord) -> Pool:
+        """The pool in which the volume of a record is."""
+        return self.pools.of(record)
 
     def replica(self, uuid: str) -> ReplicaRecord:
         """The record of a replica that was answered as done.

@@ -11,7 +11,7 @@ import dataclasses
 import enum
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from kumo_client import errors
@@ -28,12 +28,16 @@ class State(enum.Enum):
     EMPTY = "empty"
     DATA = "holding data"
     IN_USE = "in use"
+    MISSING = "missing"
     UNKNOWN = "unknown"
 
 
 @dataclasses.dataclass(frozen=True)
 class Disk:
-    """A disk and the verdict on it. ``path`` is as configured, ``device`` its real node."""
+    """A disk and the verdict on it. ``path`` is as configured, ``device`` its real node.
+
+    ``group`` is the volume group it is in, "" for none.
+    """
 
     path: str
     device: str
@@ -42,16 +46,21 @@ class Disk:
     serial: str = ""
     bytes: int = 0
     block_size: int = 512
+    group: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is to be done with the disks."""
+    """What is to be done with the disks. ``refused``: those left alone, each with the reason."""
 
     keep: tuple[Disk, ...] = ()
     add: tuple[Disk, ...] = ()
     wipe: tuple[Disk, ...] = ()
-    problems: tuple[str, ...] = ()
+    refused: tuple[tuple[Disk, str], ...] = ()
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return tuple(reason for _disk, reason in self.refused)
 
 
 def plan(disks: Sequence[Disk], wipe: Iterable[str], recorded: Mapping[str, DiskRecord]) -> Plan:
@@ -61,7 +70,7 @@ def plan(disks: Sequence[Disk], wipe: Iterable[str], recorded: Mapping[str, Disk
     :param recorded: what the node's record says of disks, by path.
     """
     may_wipe = set(wipe)
-    keep, add, wiped, problems = [], [], [], []
+    keep, add, wiped, refused = [], [], [], []
     for disk in disks:
         record = recorded.get(disk.path)
         # After a crash in the middle of taking a disk its header may be written already.
@@ -70,14 +79,15 @@ def plan(disks: Sequence[Disk], wipe: Iterable[str], recorded: Mapping[str, Disk
             keep.append(disk)
         elif record is not None and record.ready and record.serial == disk.serial:
             # Never wiped again, also when it is still named in wipe_disks.
-            problems.append(f"{disk.path} was in our volume group and is now {disk.reason}")
+            now = f"{disk.path} was in our volume group and is now {disk.state.value}"
+            refused.append((disk, f"{now}: {disk.reason}"))
         elif disk.state is State.EMPTY or (disk.state is State.ORPHAN and begun):
             add.append(disk)
         elif disk.state in (State.DATA, State.ORPHAN) and disk.path in may_wipe:
             wiped.append(disk)
         else:
-            problems.append(f"{disk.path} is {disk.state.value}: {disk.reason}")
-    return Plan(tuple(keep), tuple(add), tuple(wiped), tuple(problems))
+            refused.append((disk, f"{disk.path} is {disk.state.value}: {disk.reason}"))
+    return Plan(tuple(keep), tuple(add), tuple(wiped), tuple(refused))
 
 
 class Disks:
@@ -92,17 +102,15 @@ class Disks:
         self.executor = executor
         self.is_held = is_held
 
-    def inspect(self, paths: Sequence[str], physical: Mapping[str, str], vg: str) -> list[Disk]:
-        """A verdict on each disk.
+    def inspect(
+        self, paths: Sequence[str], physical: Mapping[str, str], ours: Collection[str]
+    ) -> list[Disk]:
+        """A verdict on each disk; one that is not there or cannot be looked at has one, too.
 
         :param physical: real path of each physical volume of the host -> its group, "" for none.
-        :param vg: name of our group, which the caller has found to be ours.
+        :param ours: names of the groups that the caller has found to be ours.
         """
-        if not paths:
-            return []
-        seen = self._lsblk(paths)
-        disks = [self._inspect(path, seen, physical, vg) for path in paths]
-        return _each_once(disks)
+        return _each_once([self._inspect(path, physical, ours) for path in paths])
 
     def wipe(self, disk: Disk) -> None:
         """Destroy all signatures on a disk.
@@ -114,26 +122,29 @@ class Disks:
         except CommandError as error:
             raise errors.UnsafeDiskError(f"{disk.path} cannot be wiped: {error.stderr}") from error
 
-    def _lsblk(self, paths: Sequence[str]) -> dict[str, dict[str, Any]]:
-        columns = "PATH,TYPE,SIZE,SERIAL,LOG-SEC,RO,MOUNTPOINTS"
-        try:
-            text = self.executor.run("lsblk", "--json", "--bytes", "-o", columns, *paths)
-            rows = json.loads(text)["blockdevices"]
-            return {row["path"]: row for row in rows}
-        except (CommandError, ValueError, KeyError, TypeError) as error:
-            raise errors.UnsafeDiskError(
-                f"The disks {', '.join(paths)} could not be looked at: {error}",
-                way_out="Check option disks; each must be a whole disk that is there",
-            ) from error
+    def _lsblk(self, path: str) -> dict[str, Any] | None:
+        """What lsblk says of a disk; None when it does not know it.
 
-    def _inspect(
-        self, path: str, seen: Mapping[str, dict[str, Any]], physical: Mapping[str, str], vg: str
-    ) -> Disk:
+        One call for each: with several, lsblk tells nothing of those that are there beside one that
+        is not in a way that all versions share.
+        """
+        columns = "PATH,TYPE,SIZE,SERIAL,LOG-SEC,RO,MOUNTPOINTS"
+        text = self.executor.run("lsblk", "--json", "--bytes", "-o", columns, path)
+        rows = {row["path"]: row for row in json.loads(text)["blockdevices"]}
+        found = rows.get(os.path.realpath(path)) or rows.get(path)
+        return dict(found) if found is not None else None
+
+    def _inspect(self, path: str, physical: Mapping[str, str], ours: Collection[str]) -> Disk:
         device = os.path.realpath(path)
-        row = seen.get(device) or seen.get(path)
+        if not os.path.exists(device):
+            return Disk(path, device, State.MISSING, "there is no such device")
+        try:
+            row = self._lsblk(path)
+        except (CommandError, ValueError, KeyError, TypeError) as error:
+            return Disk(path, device, State.UNKNOWN, f"it could not be looked at ({error})")
         if row is None:
             return Disk(path, device, State.UNKNOWN, "lsblk does not know it")
-        state, reason = self._verdict(device, row, physical.get(device), vg)
+        state, reason = self._verdict(device, row, physical.get(device), ours)
         return Disk(
             path,
             device,
@@ -142,12 +153,13 @@ class Disks:
             serial=str(row.get("serial") or ""),
             bytes=int(row.get("size") or 0),
             block_size=int(row.get("log-sec") or 512),
+            group=physical.get(device) or "",
         )
 
     def _verdict(
-        self, device: str, row: Mapping[str, Any], group: str | None, vg: str
+        self, device: str, row: Mapping[str, Any], group: str | None, ours: Collection[str]
     ) -> tuple[State, str]:
-        if group == vg:
+        if group in ours:
             return State.OURS, "it is in our volume group"
         if row.get("type") not in ("disk", "loop", "mpath"):
             return State.UNKNOWN, f"it is a {row.get('type')}, not a whole disk"

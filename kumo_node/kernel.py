@@ -25,7 +25,7 @@ RULES = ("run/udev/rules.d/12-kumo-node.rules", "run/udev/rules.d/57-kumo-node.r
 # lvm2 that sets DM_VG_NAME and makes the link in /dev/<group>/, and the one that reads contents.
 _RULE = """# Written by kumo-node at each start.
 SUBSYSTEM!="block", GOTO="kumo_end"
-ENV{{DM_VG_NAME}}!="{vg}", GOTO="kumo_end"
+ENV{{DM_VG_NAME}}!="{groups}", GOTO="kumo_end"
 ENV{{DM_UDEV_DISABLE_DISK_RULES_FLAG}}="1"
 ENV{{DM_UDEV_DISABLE_OTHER_RULES_FLAG}}="1"
 OPTIONS:="nowatch"
@@ -92,9 +92,12 @@ class Kernel:
         except CommandError as error:
             raise errors.ConfigError(f"configfs cannot be mounted: {error.stderr}") from error
 
-    def hide_volumes(self, vg: str) -> None:
-        """Tell udev to leave the contents of our volumes alone, before any is activated."""
-        text = _RULE.format(vg=vg)
+    def hide_volumes(self, groups: str) -> None:
+        """Tell udev to leave the contents of our volumes alone, before any is activated.
+
+        :param groups: pattern of the names of our volume groups, as in udev(7).
+        """
+        text = _RULE.format(groups=groups)
         if all(self._text(name) == text.strip() for name in RULES):
             return
         for name in RULES:

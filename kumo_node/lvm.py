@@ -125,9 +125,10 @@ def pool_layout(free: int, extent: int, chunk_kib: int) -> tuple[int, int, int]:
 
 
 class Lvm:
-    """The volume group of this node.
+    """One volume group.
 
-    :param devices: paths of the disks that commands may see.
+    :param devices: paths of the disks that commands may see. Without any, only reports over all
+        disks of the host can be had.
     :param dev_root: where device nodes are, ``/dev``.
     :param sys_root: where sysfs is, ``/sys``.
     """
@@ -359,7 +360,11 @@ class Lvm:
 
     def _run(self, command: str, *args: str, everywhere: bool = False) -> str:
         common = ["--config", "activation { monitoring=0 error_when_full=1 }"]
-        if self.devices and not everywhere:
+        if not everywhere:
+            if not self.devices:
+                raise errors.BackendUnavailableError(
+                    f"No disk of volume group {self.vg} is there", way_out="Bring the disk back"
+                )
             common += ["--devices", ",".join(self.devices)]
         return self.executor.run(command, *common, *args)
 

@@ -19,6 +19,7 @@ from kumo_client import errors
 from kumo_node import app, conf, kernel
 from kumo_node.auth import Tokens
 from kumo_node.service import Node, version
+from kumo_node.spec import LAYOUT_DISK
 
 LOG = log.getLogger(__name__)
 COMMANDS = ("lvm", "lvs", "lsblk", "wipefs", "modprobe", "udevadm")
@@ -109,11 +110,13 @@ def check(options: cfg.ConfigOpts) -> list[str]:
 
 
 def _disk_problems(node: Node, options: cfg.ConfigOpts) -> list[str]:
-    _group, todo = node.ctx.pool.look(node.disks, options.disks, options.wipe_disks)
+    seen = node.ctx.pools.look(node.disks, options.disks, options.wipe_disks)
+    todo = seen.plan
     for disk in todo.wipe:
         print(f"{disk.path} will be WIPED at the next start: {disk.reason}")
     for disk in todo.add:
-        print(f"{disk.path} will be added to the pool at the next start")
+        what = "get a pool of its own" if seen.layout == LAYOUT_DISK else "be added to the pool"
+        print(f"{disk.path} will {what} at the next start")
     return list(todo.problems)
 
 

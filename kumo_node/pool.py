@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The volume group and thin pool on this node's disks: made, grown, watched."""
+"""One thin pool in its volume group: made, grown, watched."""
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
+from collections.abc import Sequence
 
 from oslo_log import log
 
 from kumo_client import errors
+from kumo_client.schemas.node import STATE_FAILED, STATE_FULL, STATE_OK, STATE_READ_ONLY, Ssd
 from kumo_client.schemas.node import Pool as WirePool
-from kumo_client.schemas.node import Ssd
-from kumo_node.disks import Disk, Disks, Plan, plan
+from kumo_node.disks import Disk
 from kumo_node.lvm import (
     MAX_METADATA,
     TAG,
@@ -22,7 +24,7 @@ from kumo_node.lvm import (
     owner_tag,
     pool_layout,
 )
-from kumo_node.spec import Data, DiskRecord, Spec
+from kumo_node.spec import Data, Spec
 
 LOG = log.getLogger(__name__)
 # Less than this left in the group is not worth a command.
@@ -32,121 +34,100 @@ _FRESH = 2.0
 _WARN_PERCENT = 80.0
 
 
-class Pool:
-    """The pool of this node.
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What a pool may promise and how it is made.
 
-    :param max_overprovision: largest sum of virtual sizes as a multiple of the pool's size.
-    :param full_percent: fill level above which nothing new is begun.
+    :ivar chunk_kib: wished allocation unit.
+    :ivar max_overprovision: largest sum of virtual sizes as a multiple of the pool's size.
+    :ivar full_percent: fill level above which nothing new is begun.
     """
 
-    def __init__(
-        self,
-        lvm: Lvm,
-        spec: Spec,
-        *,
-        chunk_kib: int = 64,
-        max_overprovision: float = 20.0,
-        full_percent: float = 95.0,
-    ) -> None:
+    chunk_kib: int = 64
+    max_overprovision: float = 20.0
+    full_percent: float = 95.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Condition:
+    """Whether a pool can be used: a state of the wire, and why when it is not ``ok``."""
+
+    state: str = STATE_OK
+    reason: str = ""
+
+
+class Pool:
+    """A pool.
+
+    :param name: as the provisioner knows it.
+    :ivar disks: the disks it lies on, as seen when it was opened.
+    :ivar condition: replaced as a whole by whoever observes the pool.
+    """
+
+    def __init__(self, name: str, lvm: Lvm, spec: Spec, limits: Limits) -> None:
+        self.name = name
         self.lvm = lvm
         self.spec = spec
-        self.chunk_kib = chunk_kib
-        self.max_overprovision = max_overprovision
-        self.full_percent = full_percent
-        self.name = lvm.pool_name
+        self.limits = limits
         self.disks: list[Disk] = []
+        self.condition = Condition()
         self._mutex = threading.Lock()
         self._state: PoolState | None = None
         self._seen_at = float("-inf")
 
+    @property
+    def failed(self) -> bool:
+        """True when nothing on it can be reached."""
+        return self.condition.state == STATE_FAILED
+
+    @property
+    def path(self) -> str:
+        """Group and pool as LVM writes them."""
+        return f"{self.lvm.vg}/{self.lvm.pool_name}"
+
     # Making.
 
-    def look(self, disks: Disks, paths: list[str], wipe: list[str]) -> tuple[Group | None, Plan]:
-        """Observe group and disks, and plan; changes nothing.
+    def use(self, disks: Sequence[Disk]) -> None:
+        """Let commands see these disks."""
+        self.disks = list(disks)
+        self.lvm.devices = [disk.device for disk in disks]
 
-        :raises ConfigError: the group is not ours or not whole, or no disk is given.
-        """
-        if not paths:
-            raise errors.ConfigError(
-                "Option disks is empty", way_out="Name the disks that Kumo may use"
-            )
-        unknown = sorted(set(wipe) - set(paths))
-        if unknown:
-            raise errors.ConfigError(f"Option wipe_disks: {', '.join(unknown)} is not in disks")
-        group = self.lvm.groups(everywhere=True).get(self.lvm.vg)
-        if group is not None:
-            self._check_group(group)
-        found = disks.inspect(paths, self.lvm.physical(), self.lvm.vg)
-        return group, plan(found, wipe, self.spec.data.disks)
-
-    def _check_group(self, group: Group) -> None:
-        if owner_tag(self.spec.data.persistent_id) not in group.tags:
-            raise errors.ConfigError(
-                f"Volume group {group.name} was not made by this node (its tags are "
-                f"{', '.join(sorted(group.tags)) or 'none'})",
-                way_out="Choose another name with option volume_group, or bring back the "
-                f"record in {self.spec.path} that belongs to this group",
-            )
-        if group.missing:
-            raise errors.ConfigError(
-                f"Volume group {group.name} misses {group.missing} of its disks",
-                way_out="Bring the disk back; lvs and pvs show what is affected",
-            )
-
-    def prepare(self, disks: Disks, paths: list[str], wipe: list[str]) -> None:
-        """Take the disks, and make or grow group and pool. Repeatable after a crash anywhere.
-
-        :raises UnsafeDiskError: a disk may not be taken; then nothing at all was changed.
-        """
-        group, todo = self.look(disks, paths, wipe)
-        if todo.problems:
-            raise errors.UnsafeDiskError(
-                "; ".join(todo.problems),
-                way_out="Remove it from disks, or empty it, or name it in wipe_disks to destroy "
-                "what is on it",
-            )
-        new = [*todo.add, *todo.wipe]
-        self._record(new, ready=False)
-        for disk in todo.wipe:
-            LOG.warning("Wiping %s (%s), as wipe_disks says", disk.path, disk.reason)
-            disks.wipe(disk)
-        self.disks = [*todo.keep, *new]
-        self.lvm.devices = [disk.device for disk in self.disks]
-        if new:
-            self._take([disk.device for disk in new], group)
-        self._make_pool()
-        self._record(self.disks, ready=True)
-
-    def _record(self, disks: list[Disk], *, ready: bool) -> None:
-        wanted = {disk.path: DiskRecord(serial=disk.serial, ready=ready) for disk in disks}
-        if any(self.spec.data.disks.get(path) != record for path, record in wanted.items()):
-            with self.spec.edit() as data:
-                data.disks.update(wanted)
-
-    def _take(self, devices: list[str], group: Group | None) -> None:
+    def take(self, new: Sequence[Disk], group: Group | None) -> None:
+        """Put empty disks into the group, which is made when there is none."""
+        if not new:
+            return
+        devices = [disk.device for disk in new]
         if group is None:
             self.lvm.create_group(devices, [TAG, owner_tag(self.spec.data.persistent_id)])
         else:
             self.lvm.extend_group(devices)
 
-    def _make_pool(self) -> None:
-        group = self.lvm.groups()[self.lvm.vg]
+    def open(self) -> None:
+        """Make the pool, or see that it is as it must be and grow it. Repeatable.
+
+        :raises ConfigError: it does not zero new blocks, or the disks are too small.
+        :raises InternalError: LVM does not show the group, or refuses.
+        """
+        group = self.lvm.groups().get(self.lvm.vg)
+        if group is None:
+            raise errors.InternalError(f"LVM shows no volume group {self.lvm.vg}")
         state = self.lvm.pool()
         if state is None:
-            extents, metadata, chunk = pool_layout(group.free, group.extent, self.chunk_kib)
-            LOG.info("Making pool %s/%s of %d extents", self.lvm.vg, self.name, extents)
+            extents, metadata, chunk = pool_layout(group.free, group.extent, self.limits.chunk_kib)
+            LOG.info("Making pool %s of %d extents", self.path, extents)
             self.lvm.create_pool(extents, metadata, chunk)
         elif not state.zeroes:
             raise errors.ConfigError(
-                f"Thin pool {self.lvm.vg}/{self.name} does not zero new blocks: volumes would show "
-                "what others wrote",
-                way_out=f"lvchange -Zy {self.lvm.vg}/{self.name}, if no volume was used yet",
+                f"Thin pool {self.path} does not zero new blocks: volumes would show what others "
+                "wrote",
+                way_out=f"lvchange -Zy {self.path}, if no volume was used yet",
             )
         else:
             if state.queues:
                 self.lvm.fail_when_full()
             if group.free >= _WORTH_EXTENDING:
                 self._grow(state, group)
+        self.state(max_age=0)
 
     def _grow(self, state: PoolState, group: Group) -> None:
         wanted = metadata_size(state.bytes + group.free, group.extent, state.chunk)
@@ -156,15 +137,22 @@ class Pool:
         if more and extents > 0:
             self.lvm.extend_metadata(more)
         if extents > 0:
-            LOG.info("Growing pool %s/%s by %d extents", self.lvm.vg, self.name, extents)
+            LOG.info("Growing pool %s by %d extents", self.path, extents)
             self.lvm.extend_pool(extents)
 
     # Watching.
 
+    def known(self) -> PoolState | None:
+        """The pool as it was seen last; None when it never was."""
+        return self._state
+
     def state(self, max_age: float = _FRESH) -> PoolState | None:
-        """The pool as seen at most ``max_age`` seconds ago; None when there is none."""
+        """The pool as seen at most ``max_age`` seconds ago; None when there is none.
+
+        Of a pool that has failed, what was seen last.
+        """
         with self._mutex:
-            if time.monotonic() - self._seen_at > max_age:
+            if not self.failed and time.monotonic() - self._seen_at > max_age:
                 self._state = self.lvm.pool()
                 self._seen_at = time.monotonic()
                 self._warn(self._state)
@@ -175,54 +163,81 @@ class Pool:
             percent = getattr(state, f"{what}_percent", None)
             if percent is not None and percent > _WARN_PERCENT:
                 LOG.warning(
-                    "Pool %s/%s: %.1f %% of its %s space is used; add disks or delete volumes",
-                    self.lvm.vg, self.name, percent, what,
+                    "Pool %s: %.1f %% of its %s space is used; add disks or delete volumes",
+                    self.path, percent, what,
                 )  # fmt: skip
 
     def check_room(self, data: Data, more: int) -> None:
         """Refuse what the pool cannot promise.
 
         :param more: bytes by which the sum of virtual sizes would grow.
-        :raises NoGroupsError: there is no pool.
+        :raises NoGroupsError: there is no pool, or it cannot be written to.
         :raises NoSpaceError: it would promise too much or is nearly full.
         """
+        self.check_writable()
         state = self.state(max_age=3600)
         if state is None:
             raise errors.NoGroupsError("The node has no pool")
-        limit = int(state.bytes * self.max_overprovision)
-        if provisioned(data) + more > limit:
+        limit = int(state.bytes * self.limits.max_overprovision)
+        promised = provisioned(data, self.name)
+        if promised + more > limit:
             raise errors.NoSpaceError(
                 f"{more} more bytes would exceed what pool {self.name} may promise "
-                f"({limit} bytes, {provisioned(data)} are)",
+                f"({limit} bytes, {promised} are)",
                 way_out="Use another node, add disks, or raise max_overprovision",
             )
         for what in ("data", "metadata"):
             percent = getattr(state, f"{what}_percent")
-            if percent is not None and percent > self.full_percent:
+            if percent is not None and percent > self.limits.full_percent:
                 raise errors.NoSpaceError(
                     f"{percent:.1f} % of the {what} space of pool {self.name} is used",
                     way_out="Add disks or delete volumes",
                 )
 
+    def check_writable(self) -> None:
+        """:raises NoGroupsError: the pool has failed or is read-only."""
+        if self.condition.state in (STATE_FAILED, STATE_READ_ONLY):
+            raise errors.NoGroupsError(
+                f"Pool {self.name} is {self.condition.state}: {self.condition.reason}",
+                node=self.spec.data.persistent_id,
+                way_out="Use another pool; kumo-node's log and NodeInfo tell what is wrong with it",
+            )
+
     def wire(self) -> WirePool | None:
-        """The pool as the API shows it."""
-        state = self.state()
-        if state is None:
+        """The pool as the API shows it; None when there is none and none is on record."""
+        state, record = self.state(), self.spec.data.pools.get(self.name)
+        if state is None and record is None and not self.failed:
             return None
+        size = state.bytes if state else record.bytes if record else 0
         return WirePool(
             name=self.name,
-            total_bytes=state.bytes,
-            used_bytes=int(state.bytes * (state.data_percent or 0.0) / 100),
-            provisioned_bytes=provisioned(self.spec.data),
-            metadata_percent=state.metadata_percent or 0.0,
-            ssds=[
-                Ssd(path=d.path, serial=d.serial, bytes=d.bytes, block_size=d.block_size)
-                for d in self.disks
-            ],
+            total_bytes=size,
+            used_bytes=int(size * ((state and state.data_percent) or 0.0) / 100),
+            provisioned_bytes=provisioned(self.spec.data, self.name),
+            metadata_percent=(state and state.metadata_percent) or 0.0,
+            data_percent=(state and state.data_percent) or 0.0,
+            spans=len(self.disks) > 1,
+            state=self._wire_state(state),
+            ssds=self.ssds(),
         )
 
+    def _wire_state(self, state: PoolState | None) -> str:
+        if self.condition.state != STATE_OK or state is None:
+            return self.condition.state
+        used = max(state.data_percent or 0.0, state.metadata_percent or 0.0)
+        return STATE_FULL if used > self.limits.full_percent else STATE_OK
 
-def provisioned(data: Data) -> int:
-    """Sum of the virtual sizes of replicas and snapshots, in bytes."""
-    replicas = sum(max(r.bytes, r.target_bytes or 0) for r in data.replicas.values())
-    return replicas + sum(snapshot.bytes for snapshot in data.snapshots.values())
+    def ssds(self) -> list[Ssd]:
+        """Its disks as the API shows them."""
+        return [
+            Ssd(path=d.path, serial=d.serial, bytes=d.bytes, block_size=d.block_size)
+            for d in self.disks
+        ]
+
+
+def provisioned(data: Data, pool: str) -> int:
+    """Sum of the virtual sizes of the replicas and snapshots of a pool, in bytes."""
+    replicas = sum(
+        max(r.bytes, r.target_bytes or 0) for r in data.replicas.values() if r.pool == pool
+    )
+    return replicas + sum(s.bytes for s in data.snapshots.values() if s.pool == pool)

@@ -9,12 +9,25 @@ from oslo_log import log
 
 from kumo_client import errors
 from kumo_client.naming import EXTENT
-from kumo_client.schemas.node import Limits, Replica, ReplicaSpec
+from kumo_client.schemas.node import (
+    STATE_FAILED,
+    STATE_OK,
+    Limits,
+    Replica,
+    ReplicaSpec,
+)
 from kumo_node import md_superblock
 from kumo_node.context import Context, replica_lock, snapshot_lock
 from kumo_node.exports import Exports
 from kumo_node.lvm import TAG, made_tag, replica_name, snapshot_name
-from kumo_node.spec import CREATING, DELETING, READY, ReplicaRecord, new_token
+from kumo_node.spec import (
+    CREATING,
+    DELETING,
+    READY,
+    ReplicaRecord,
+    SnapshotRecord,
+    new_token,
+)
 
 LOG = log.getLogger(__name__)
 # What a repeated PUT must have in common with the first. Caps have a verb of their own.
@@ -29,7 +42,7 @@ def record_of(spec: ReplicaSpec, pool: str) -> ReplicaRecord:
     return ReplicaRecord(
         volume_id=spec.volume_id,
         bytes=spec.bytes,
-        pool=spec.pool or pool,
+        pool=pool,
         token="",
         source_snapshot=source.snapshot if source else None,
         source_replica=source.replica if source else None,
@@ -56,7 +69,7 @@ class Replicas:
     def view(self, uuid: str, record: ReplicaRecord) -> Replica:
         """A replica as the API shows it, with what the kernel says of its device."""
         try:
-            size, block = self.ctx.lvm.block(replica_name(uuid))
+            size, block = self.ctx.lvm_of(record).block(replica_name(uuid))
         except errors.BackendUnavailableError:
             # Not active, for instance while the node is still starting: its record still counts.
             size, block = record.bytes, 512
@@ -67,6 +80,7 @@ class Replicas:
             block_size=block,
             pool=record.pool,
             exports=self.exports.of(uuid),
+            state=STATE_FAILED if self.ctx.pool_of(record).failed else STATE_OK,
             limits=Limits(max_iops=record.max_iops, max_bw=record.max_bw),
         )
 
@@ -81,7 +95,7 @@ class Replicas:
         :raises NotExistsError: the source does not exist.
         :raises NoSpaceError: the pool cannot promise that much.
         """
-        wanted = self._checked(record_of(wish, self.ctx.pool.name))
+        wanted = self._checked(uuid, wish)
         names = [replica_lock(uuid)]
         if wanted.source_replica:
             names.append(replica_lock(wanted.source_replica))
@@ -96,14 +110,28 @@ class Replicas:
                 record = self._make(uuid, record)
             return self.view(uuid, record)
 
-    def _checked(self, wanted: ReplicaRecord) -> ReplicaRecord:
-        if wanted.bytes % EXTENT:
+    def _checked(self, uuid: str, wish: ReplicaSpec) -> ReplicaRecord:
+        if wish.bytes % EXTENT:
             raise errors.InvalidInputError(f"bytes must be a multiple of {EXTENT}")
-        if wanted.pool != self.ctx.pool.name:
+        wanted = record_of(wish, wish.pool or self._default_pool(uuid, wish))
+        if wanted.pool not in self.ctx.pools:
             raise errors.InvalidInputError(f"The node has no pool {wanted.pool!r}")
         if wanted.source_replica and wanted.source_snapshot:
             raise errors.InvalidInputError("source names a snapshot and a replica; give one")
         return wanted
+
+    def _default_pool(self, uuid: str, wish: ReplicaSpec) -> str:
+        """The pool of the first try, else of the source, else the emptiest."""
+        data = self.ctx.spec.data
+        source = wish.source
+        known = data.replicas.get(uuid)
+        if known is None and source and source.replica:
+            known = data.replicas.get(source.replica)
+        if known is not None:
+            return known.pool
+        if source and source.snapshot and source.snapshot in data.snapshots:
+            return data.snapshots[source.snapshot].pool
+        return self.ctx.pools.emptiest().name
 
     def _compare(self, uuid: str, record: ReplicaRecord, wanted: ReplicaRecord) -> None:
         if record.state == DELETING:
@@ -117,18 +145,24 @@ class Replicas:
             )
 
     def _begin(self, uuid: str, wanted: ReplicaRecord) -> ReplicaRecord:
-        source = self._source_bytes(wanted)
-        if source is not None and wanted.bytes < source:
-            raise errors.InvalidInputError(f"bytes must be at least {source}, the source's size")
+        source = self._source(wanted)
+        if source is not None and wanted.bytes < source.bytes:
+            raise errors.InvalidInputError(
+                f"bytes must be at least {source.bytes}, the source's size"
+            )
+        if source is not None and wanted.pool != source.pool:
+            raise errors.InvalidInputError(
+                f"The source is in pool {source.pool}: a copy of it cannot be in {wanted.pool}"
+            )
         with self.ctx.spec.edit() as data:
-            self.ctx.pool.check_room(data, wanted.bytes)
+            self.ctx.pool_of(wanted).check_room(data, wanted.bytes)
             record = wanted.model_copy(update={"token": new_token()})
             data.replicas[uuid] = record
         return record
 
-    def _source_bytes(self, record: ReplicaRecord) -> int | None:
+    def _source(self, record: ReplicaRecord) -> ReplicaRecord | SnapshotRecord | None:
         if record.source_replica:
-            return self.ctx.replica(record.source_replica).bytes
+            return self.ctx.replica(record.source_replica)
         if record.source_snapshot:
             snapshot = self.ctx.spec.data.snapshots.get(record.source_snapshot)
             if snapshot is None or snapshot.state != READY:
@@ -136,7 +170,7 @@ class Replicas:
                     f"Snapshot {record.source_snapshot} does not exist",
                     node=self.ctx.persistent_id,
                 )
-            return snapshot.bytes
+            return snapshot
         return None
 
     def _make(self, uuid: str, record: ReplicaRecord) -> ReplicaRecord:
@@ -151,16 +185,17 @@ class Replicas:
 
     def _create(self, uuid: str, record: ReplicaRecord) -> None:
         name, source = replica_name(uuid), self._source_name(record)
-        tags = (TAG, made_tag(record.token))
+        tags, lvm = (TAG, made_tag(record.token)), self.ctx.lvm_of(record)
         try:
             if source is None:
-                self.ctx.lvm.create(name, record.bytes, tags)
+                lvm.create(name, record.bytes, tags)
             else:
-                self.ctx.lvm.copy(name, source, tags, active=True)
+                lvm.copy(name, source, tags, active=True)
         except errors.InternalError as error:
             self._continue(name, record, error)
-        if source is not None and record.bytes != self._source_bytes(record):
-            self.ctx.lvm.extend(name, record.bytes)
+        origin = self._source(record)
+        if origin is not None and record.bytes != origin.bytes:
+            lvm.extend(name, record.bytes)
 
     def _continue(self, name: str, record: ReplicaRecord, error: errors.KumoError) -> None:
         """After a command that failed: go on when an earlier try had made the volume.
@@ -168,16 +203,17 @@ class Replicas:
         :raises ConflictError: a volume of that name was made by somebody else.
         :raises KumoError: ``error``, when there is no volume.
         """
-        volume = self.ctx.lvm.find(name)
+        lvm = self.ctx.lvm_of(record)
+        volume = lvm.find(name)
         if volume is None:
             raise error
         if made_tag(record.token) not in volume.tags:
             raise errors.ConflictError(
-                f"Logical volume {self.ctx.lvm.vg}/{name} exists and is not ours",
+                f"Logical volume {lvm.vg}/{name} exists and is not ours",
                 way_out="Rename or remove it on the node",
             )
         if not volume.active:
-            self.ctx.lvm.activate([name])
+            lvm.activate([name])
 
     def _source_name(self, record: ReplicaRecord) -> str | None:
         if record.source_replica:
@@ -191,11 +227,13 @@ class Replicas:
         if record.array_uuid is None or self._source_name(record) is None:
             return
         identity, name = record.array_uuid, record.array_name or ""
-        self._edit_array(uuid, lambda device: md_superblock.restamp(device, identity, name))
-        self._edit_array(uuid, md_superblock.grow)
+        self._edit_array(uuid, record, lambda dev: md_superblock.restamp(dev, identity, name))
+        self._edit_array(uuid, record, md_superblock.grow)
 
-    def _edit_array(self, uuid: str, edit: Callable[[str], md_superblock.Outcome]) -> None:
-        device = self.ctx.lvm.device(replica_name(uuid))
+    def _edit_array(
+        self, uuid: str, record: ReplicaRecord, edit: Callable[[str], md_superblock.Outcome]
+    ) -> None:
+        device = self.ctx.lvm_of(record).device(replica_name(uuid))
         try:
             outcome = edit(device)
         except OSError as error:
@@ -209,7 +247,7 @@ class Replicas:
 
     def undo(self, uuid: str, record: ReplicaRecord) -> None:
         """Remove what a creation left, and its record; the caller holds the lock."""
-        self.ctx.lvm.remove(replica_name(uuid), record.token)
+        self.ctx.lvm_of(record).remove(replica_name(uuid), record.token)
         with self.ctx.spec.edit() as data:
             del data.replicas[uuid]
 
@@ -239,13 +277,13 @@ class Replicas:
                 record = self._begin_resize(uuid, record, size)
                 record = self.finish_resize(uuid, record)
             if grow_array:
-                self._edit_array(uuid, md_superblock.grow)
+                self._edit_array(uuid, record, md_superblock.grow)
             return self.view(uuid, record)
 
     def _begin_resize(self, uuid: str, record: ReplicaRecord, size: int) -> ReplicaRecord:
         with self.ctx.spec.edit() as data:
             promised = max(record.bytes, record.target_bytes or 0)
-            self.ctx.pool.check_room(data, size - promised)
+            self.ctx.pool_of(record).check_room(data, size - promised)
             record = record.model_copy(update={"target_bytes": size})
             data.replicas[uuid] = record
         return record
@@ -258,7 +296,7 @@ class Replicas:
         if record.target_bytes is None:
             return record
         try:
-            self.ctx.lvm.extend(replica_name(uuid), record.target_bytes)
+            self.ctx.lvm_of(record).extend(replica_name(uuid), record.target_bytes)
         except errors.InternalError:
             self._commit(uuid, record.model_copy(update={"target_bytes": None}))
             raise
@@ -280,6 +318,10 @@ class Replicas:
             self._refuse_exported(uuid, record)
             if record.state == READY:
                 record = self._commit(uuid, record.model_copy(update={"state": DELETING}))
+            if self.ctx.pool_of(record).failed:
+                # What is on it can be removed when the disk is back; restoring does it then.
+                LOG.warning("Replica %s is on a failed pool; it is removed later", uuid)
+                return
             self.undo(uuid, record)
 
     def _refuse_exported(self, uuid: str, record: ReplicaRecord) -> None:

@@ -11,17 +11,18 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from oslo_log import log
 
 from kumo_client import errors
+from kumo_client.schemas.node import STATE_FAILED, STATE_READ_ONLY
 from kumo_node.context import Context, host_lock, replica_lock, snapshot_lock
 from kumo_node.exports import Exports
 from kumo_node.lvm import made_tag, replica_name
 from kumo_node.replicas import Replicas
 from kumo_node.snapshots import Snapshots
-from kumo_node.spec import READY, Data
+from kumo_node.spec import READY, Data, ReplicaRecord, SnapshotRecord
 
 LOG = log.getLogger(__name__)
 
@@ -33,13 +34,19 @@ class Seen:
     :ivar active: names of the volumes that have a device node.
     :ivar complete: keys of the exports whose kernel side is as it should be.
     :ivar suspended: uuids of replicas to which I/O waits.
-    :ivar tags: tags of all volumes by name; None when LVM was not asked.
+    :ivar tags: for each pool that LVM was asked about, the tags of all volumes by name.
+    :ivar failed: pools that cannot be reached: nothing is tried on them.
+    :ivar readonly: pools on which nothing can be changed.
+    :ivar problems: what could not be told, one sentence each.
     """
 
     active: frozenset[str]
     complete: frozenset[str]
-    tags: Mapping[str, frozenset[str]] | None = None
+    tags: Mapping[str, Mapping[str, frozenset[str]]] = dataclasses.field(default_factory=dict)
     suspended: frozenset[str] = frozenset()
+    failed: frozenset[str] = frozenset()
+    readonly: frozenset[str] = frozenset()
+    problems: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +61,42 @@ class Plan:
     finish_resizes: tuple[str, ...] = ()
     apply_exports: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
     def __bool__(self) -> bool:
         return any(dataclasses.astuple(self))
 
 
 def plan(data: Data, seen: Seen) -> Plan:
-    """Decide; pure. Names are uuids, volume names for ``activate``, and export keys."""
+    """Decide; pure. Names are uuids and export keys."""
     inactive = [
         uuid
         for uuid, record in data.replicas.items()
-        if record.state == READY and replica_name(uuid) not in seen.active
+        if record.state == READY
+        and record.pool not in seen.failed
+        and replica_name(uuid) not in seen.active
     ]
     lost = [uuid for uuid in inactive if not _is_there(data, seen, uuid)]
-    usable = {uuid for uuid, record in data.replicas.items() if record.state == READY} - set(lost)
+    usable = {
+        uuid
+        for uuid, record in data.replicas.items()
+        if record.state == READY and record.pool not in seen.failed and uuid not in lost
+    }
+    fixed = seen.failed | seen.readonly
     return Plan(
-        resume=tuple(uuid for uuid in data.replicas if uuid in seen.suspended),
+        resume=tuple(
+            uuid
+            for uuid, record in data.replicas.items()
+            if uuid in seen.suspended and record.pool not in seen.failed
+        ),
         undo_exports=tuple(k for k, e in data.exports.items() if e.state != READY),
-        undo_snapshots=tuple(u for u, s in data.snapshots.items() if s.state != READY),
-        undo_replicas=tuple(u for u, r in data.replicas.items() if r.state != READY),
-        activate=tuple(replica_name(uuid) for uuid in inactive if uuid not in lost),
+        undo_snapshots=_unfinished(data.snapshots, fixed),
+        undo_replicas=_unfinished(data.replicas, fixed),
+        activate=tuple(uuid for uuid in inactive if uuid not in lost),
         finish_resizes=tuple(
-            uuid for uuid in data.replicas if uuid in usable and data.replicas[uuid].target_bytes
+            uuid
+            for uuid, record in data.replicas.items()
+            if uuid in usable and record.target_bytes and record.pool not in fixed
         ),
         apply_exports=tuple(
             key
@@ -83,14 +104,25 @@ def plan(data: Data, seen: Seen) -> Plan:
             if export.state == READY and export.replica in usable and key not in seen.complete
         ),
         lost=tuple(lost),
+        problems=seen.problems,
+    )
+
+
+def _unfinished(
+    records: Mapping[str, ReplicaRecord] | Mapping[str, SnapshotRecord], fixed: frozenset[str]
+) -> tuple[str, ...]:
+    return tuple(
+        uuid
+        for uuid, record in records.items()
+        if record.state != READY and record.pool not in fixed
     )
 
 
 def _is_there(data: Data, seen: Seen, uuid: str) -> bool:
     """False only when LVM definitely showed no volume of ours for a replica."""
-    if seen.tags is None:
-        return True
-    return made_tag(data.replicas[uuid].token) in seen.tags.get(replica_name(uuid), frozenset())
+    record = data.replicas[uuid]
+    tags = seen.tags.get(record.pool)
+    return tags is None or made_tag(record.token) in tags.get(replica_name(uuid), frozenset())
 
 
 class Restore:
@@ -135,7 +167,8 @@ class Restore:
         while not self._stop.wait(self.interval):
             try:
                 self.round()
-                self.ctx.pool.state(max_age=self.pool_interval)
+                for pool in self.ctx.pools.values():
+                    pool.state(max_age=self.pool_interval)
             except (errors.KumoError, OSError) as error:
                 LOG.error("This round of restoring ended early: %s", error)
 
@@ -150,30 +183,58 @@ class Restore:
     # Observe.
 
     def observe(self) -> Seen:
-        """Look at device nodes and configfs; at LVM only when a volume is missing, it is slow."""
+        """Look at device nodes and configfs; at LVM only for a pool of which a volume is missing,
+        it is slow."""
         data = self.ctx.spec.data
-        names = [replica_name(u) for u, r in data.replicas.items() if r.state == READY]
-        active = frozenset(name for name in names if self.ctx.lvm.is_active(name))
+        failed = self._in_state(STATE_FAILED)
+        active, missing, suspended = set(), set(), set()
+        for uuid, record in data.replicas.items():
+            lvm, name = self.ctx.lvm_of(record), replica_name(uuid)
+            if lvm.is_active(name):
+                active.add(name)
+                if lvm.is_suspended(name):
+                    suspended.add(uuid)
+            elif record.state == READY:
+                missing.add(record.pool)
+        tags, problems = self._tags(missing - failed)
         complete = frozenset(
             key
             for key, export in data.exports.items()
             if self.ctx.nvmet.complete(self.ctx.namespace(export))
         )
-        tags = None
-        if len(active) < len(names):
-            tags = {name: volume.tags for name, volume in self.ctx.lvm.volumes().items()}
-        suspended = frozenset(
-            uuid for uuid in data.replicas if self.ctx.lvm.is_suspended(replica_name(uuid))
+        return Seen(
+            active=frozenset(active),
+            complete=complete,
+            tags=tags,
+            suspended=frozenset(suspended),
+            failed=failed,
+            readonly=self._in_state(STATE_READ_ONLY),
+            problems=tuple(problems),
         )
-        return Seen(active, complete, tags, suspended)
+
+    def _in_state(self, state: str) -> frozenset[str]:
+        return frozenset(p.name for p in self.ctx.pools.values() if p.condition.state == state)
+
+    def _tags(self, names: Iterable[str]) -> tuple[dict[str, dict[str, frozenset[str]]], list[str]]:
+        tags, problems = {}, []
+        for name in sorted(names):
+            try:
+                found = self.ctx.pools[name].lvm.volumes()
+                tags[name] = {volume.name: volume.tags for volume in found.values()}
+            except errors.KumoError as error:
+                problems.append(f"Pool {name} could not be looked at: {error.description}")
+        return tags, problems
 
     # Act.
 
     def act(self, todo: Plan) -> list[str]:
         """Carry a plan out; what fails does not keep the rest from being done."""
         problems = [
-            f"Replica {uuid} is recorded and its logical volume does not exist"
-            for uuid in todo.lost
+            *todo.problems,
+            *(
+                f"Replica {uuid} is recorded and its logical volume does not exist"
+                for uuid in todo.lost
+            ),
         ]
         for uuid in todo.resume:
             self._try(problems, self._resume, uuid)
@@ -183,8 +244,8 @@ class Restore:
             self._try(problems, self._undo_snapshot, uuid)
         for uuid in todo.undo_replicas:
             self._try(problems, self._undo_replica, uuid)
-        if todo.activate:
-            self._try(problems, self._activate, todo.activate)
+        for pool, names in self._by_pool(todo.activate).items():
+            self._try(problems, self._activate, (pool, names))
         for uuid in todo.finish_resizes:
             self._try(problems, self._finish_resize, uuid)
         for key in todo.apply_exports:
@@ -203,9 +264,19 @@ class Restore:
         except (errors.KumoError, OSError) as error:
             problems.append(str(error))
 
-    def _activate(self, names: tuple[str, ...]) -> None:
-        LOG.info("Activating %d volumes", len(names))
-        self.ctx.lvm.activate(names)
+    def _by_pool(self, uuids: Iterable[str]) -> dict[str, list[str]]:
+        """Names of the volumes of replicas, by pool."""
+        replicas = self.ctx.spec.data.replicas
+        found: dict[str, list[str]] = {}
+        for uuid in uuids:
+            if uuid in replicas:
+                found.setdefault(replicas[uuid].pool, []).append(replica_name(uuid))
+        return found
+
+    def _activate(self, what: tuple[str, list[str]]) -> None:
+        pool, names = what
+        LOG.info("Activating %d volumes of pool %s", len(names), pool)
+        self.ctx.pools[pool].lvm.activate(names)
 
     # A verb may have changed the record since it was planned for: each looks again, under its lock.
 
@@ -213,9 +284,13 @@ class Restore:
         # A snapshot suspends its origin for a moment, under the lock of the replica; what is
         # suspended while nobody has the lock was left by a command that was killed.
         with self.ctx.locks.hold(replica_lock(uuid), wait=False):
-            if self.ctx.lvm.is_suspended(replica_name(uuid)):
+            record = self.ctx.spec.data.replicas.get(uuid)
+            if record is None:
+                return
+            lvm = self.ctx.lvm_of(record)
+            if lvm.is_suspended(replica_name(uuid)):
                 LOG.warning("Replica %s was left suspended; resuming it", uuid)
-                self.ctx.lvm.resume(replica_name(uuid))
+                lvm.resume(replica_name(uuid))
 
     def _undo_export(self, key: str) -> None:
         record = self.ctx.spec.data.exports.get(key)

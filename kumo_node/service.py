@@ -19,7 +19,8 @@ from kumo_node.limits import Caps
 from kumo_node.locks import Locks
 from kumo_node.lvm import Lvm
 from kumo_node.nvmet import Configfs, Nvmet
-from kumo_node.pool import Pool
+from kumo_node.pool import Limits
+from kumo_node.pools import Naming, Pools
 from kumo_node.replicas import Replicas
 from kumo_node.restore import Restore
 from kumo_node.snapshots import Snapshots
@@ -57,26 +58,11 @@ class Node:
         executor = executor or SubprocessExecutor(conf.command_timeout)
         kernel = Kernel(executor, root)
         spec = Spec(conf.state_dir)
-        lvm = Lvm(
-            executor,
-            vg=conf.volume_group,
-            pool=conf.pool,
-            dev_root=os.path.join(root, "dev"),
-            sys_root=os.path.join(root, "sys"),
-        )
-        pool = Pool(
-            lvm,
-            spec,
-            chunk_kib=conf.pool_chunk_kib,
-            max_overprovision=conf.max_overprovision,
-            full_percent=conf.pool_full_percent,
-        )
         configfs = configfs or Configfs(os.path.join(root, "sys/kernel/config/nvmet"))
         self.ctx = Context(
             name=conf.hostname or kernel.hostname(),
             spec=spec,
-            lvm=lvm,
-            pool=pool,
+            pools=_pools(conf, spec, executor, root),
             nvmet=Nvmet(configfs, portals, max_io_queues=conf.max_io_queues),
             kernel=kernel,
             locks=Locks(conf.lock_timeout),
@@ -103,12 +89,9 @@ class Node:
         :raises KumoError: the node cannot serve at all.
         """
         self.ctx.kernel.load(self.ctx.portals)
-        self.ctx.kernel.hide_volumes(self.conf.volume_group)
-        self.ctx.pool.prepare(self.disks, self.conf.disks, self.conf.wipe_disks)
-        problems = self.restore.round()
-        # Seen once, so that the first calls need not ask LVM.
-        self.ctx.pool.state()
-        return problems
+        self.ctx.kernel.hide_volumes(self.ctx.pools.naming.pattern())
+        self.ctx.pools.prepare(self.disks, self.conf.disks, self.conf.wipe_disks)
+        return [*self.ctx.pools.problems, *self.restore.round()]
 
     def close(self) -> None:
         """Stop the loop and let another process have the record."""
@@ -117,7 +100,7 @@ class Node:
 
     def info(self) -> NodeInfo:
         """GET /v1/info."""
-        pool = self.ctx.pool.wire()
+        pools = [pool.wire() for pool in self.ctx.pools.values()]
         return NodeInfo(
             persistent_id=self.ctx.persistent_id,
             name=self.ctx.name,
@@ -125,7 +108,7 @@ class Node:
             boot_id=self.ctx.kernel.boot_id(),
             kernel=self.ctx.kernel.release(),
             portals=[portal.wire() for portal in self.ctx.portals],
-            pools=[pool] if pool else [],
+            pools=[pool for pool in pools if pool is not None],
             generation=self.ctx.spec.data.generation,
             abilities=self.abilities(),
         )
@@ -152,3 +135,24 @@ class Node:
                 if record.state == READY
             ],
         )
+
+
+def _pools(
+    conf: cfg.ConfigOpts, spec: Spec, executor: Executor, root: str | os.PathLike[str]
+) -> Pools:
+    def lvm(vg: str) -> Lvm:
+        return Lvm(
+            executor,
+            vg=vg,
+            pool=conf.pool,
+            dev_root=os.path.join(root, "dev"),
+            sys_root=os.path.join(root, "sys"),
+        )
+
+    limits = Limits(
+        chunk_kib=conf.pool_chunk_kib,
+        max_overprovision=conf.max_overprovision,
+        full_percent=conf.pool_full_percent,
+    )
+    naming = Naming(conf.volume_group, conf.pool)
+    return Pools(spec, lvm, naming, limits, layout=conf.pool_layout)

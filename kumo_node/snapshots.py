@@ -49,7 +49,7 @@ class Snapshots:
         if source.target_bytes is not None:
             raise errors.BusyError(f"Replica {wish.replica} is being resized")
         with self.ctx.spec.edit() as data:
-            self.ctx.pool.check_room(data, source.bytes)
+            self.ctx.pool_of(source).check_room(data, source.bytes)
             record = SnapshotRecord(
                 replica=wish.replica,
                 snapshot_id=wish.snapshot_id,
@@ -74,22 +74,23 @@ class Snapshots:
 
     def _create(self, name: str, record: SnapshotRecord) -> None:
         tags = (TAG, made_tag(record.token))
+        lvm = self.ctx.lvm_of(record)
         try:
-            self.ctx.lvm.copy(name, replica_name(record.replica), tags, active=False)
+            lvm.copy(name, replica_name(record.replica), tags, active=False)
         except errors.InternalError:
             # An earlier try of the same call may have made it; its moment is as good.
-            volume = self.ctx.lvm.find(name)
+            volume = lvm.find(name)
             if volume is None:
                 raise
             if made_tag(record.token) not in volume.tags:
                 raise errors.ConflictError(
-                    f"Logical volume {self.ctx.lvm.vg}/{name} exists and is not ours",
+                    f"Logical volume {lvm.vg}/{name} exists and is not ours",
                     way_out="Rename or remove it on the node",
                 ) from None
 
     def undo(self, uuid: str, record: SnapshotRecord) -> None:
         """Remove what a creation left, and its record; the caller holds the lock."""
-        self.ctx.lvm.remove(snapshot_name(uuid), record.token)
+        self.ctx.lvm_of(record).remove(snapshot_name(uuid), record.token)
         with self.ctx.spec.edit() as data:
             del data.snapshots[uuid]
 
@@ -103,4 +104,7 @@ class Snapshots:
                 record = record.model_copy(update={"state": DELETING})
                 with self.ctx.spec.edit() as data:
                     data.snapshots[uuid] = record
+            if self.ctx.pool_of(record).failed:
+                # Restoring removes it when the disk is back.
+                return
             self.undo(uuid, record)

@@ -32,6 +32,8 @@ from kumo_client import errors
 FORMAT = 1
 FILE = "spec.json"
 CREATING, READY, DELETING = "creating", "ready", "deleting"
+# One pool on each disk, or one pool over all disks.
+LAYOUT_DISK, LAYOUT_GROUP = "disk", "group"
 
 
 class Record(BaseModel):
@@ -90,15 +92,32 @@ class DiskRecord(BaseModel):
     ready: bool = False
 
 
+class PoolRecord(BaseModel):
+    """A pool on one disk: its volume group, and the disk. ``bytes``: its size when last seen."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    vg: str
+    path: str
+    serial: str = ""
+    bytes: int = 0
+
+
 class Data(BaseModel):
-    """The whole file. ``hosts``: host NQNs whose directory in nvmet was made by this node."""
+    """The whole file. ``hosts``: host NQNs whose directory in nvmet was made by this node.
+
+    ``layout`` is ``disk`` or ``group``, and "" until the first disk is taken. ``pools`` are those
+    of the layout ``disk``, by name.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     format: int = FORMAT
     generation: int = 0
     persistent_id: str
+    layout: str = ""
     disks: dict[str, DiskRecord] = {}
+    pools: dict[str, PoolRecord] = {}
     replicas: dict[str, ReplicaRecord] = {}
     snapshots: dict[str, SnapshotRecord] = {}
     exports: dict[str, ExportRecord] = {}
@@ -110,7 +129,7 @@ class Data(BaseModel):
     def branch(self) -> Data:
         """A copy that can be changed without changing this one; the records are shared."""
         new = copy.copy(self)
-        for name in ("disks", "replicas", "snapshots", "exports", "hosts"):
+        for name in ("disks", "pools", "replicas", "snapshots", "exports", "hosts"):
             setattr(new, name, copy.copy(getattr(self, name)))
         return new
 

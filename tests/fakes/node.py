@@ -32,6 +32,7 @@ class FakeMachine:
             "token_file": self.root / "token",
             "hostname": "storage-1",
             "lock_timeout": 1,
+            "pool_layout": "group",
             **options,
         }
         (self.root / "token").write_text(f"# tokens\n{TOKEN}\n")

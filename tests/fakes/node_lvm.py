@@ -74,6 +74,7 @@ class FakeHost:
     def __init__(self, root):
         self.root = pathlib.Path(root)
         self.disks = {}
+        self.gone = {}
         self.vgs = {}
         self.log = []
         self.fail = []
@@ -94,6 +95,18 @@ class FakeHost:
         self.disks[str(path)] = disk
         return disk
 
+    def unplug(self, name):
+        """A disk is gone; what is on it comes back with it."""
+        path = str(self.root / "dev" / name)
+        self.gone[path] = self.disks.pop(path)
+        pathlib.Path(path).unlink()
+
+    def plug(self, name):
+        """An unplugged disk is back."""
+        path = str(self.root / "dev" / name)
+        self.disks[path] = self.gone.pop(path)
+        pathlib.Path(path).touch()
+
     def boot(self):
         """As after a start: nothing is active, nothing below /run."""
         for vg in self.vgs.values():
@@ -110,24 +123,27 @@ class FakeHost:
     def is_held(self, path):
         return self.disks[path].held
 
-    def names(self, vg="kumo"):
-        """Names of the thin volumes, without the pool."""
-        if vg not in self.vgs:
-            return set()
-        return {lv.name for lv in self.vgs[vg].lvs.values() if lv.kind == "thin"}
+    def names(self, vg=None):
+        """Names of the thin volumes, without the pools, of one group or all."""
+        groups = [group for name, group in self.vgs.items() if vg in (None, name)]
+        return {lv.name for group in groups for lv in group.lvs.values() if lv.kind == "thin"}
 
-    def lv(self, name, vg="kumo"):
-        return self.vgs[vg].lvs[name]
+    def lv(self, name, vg=None):
+        """A volume of that name in a group, or in the first that has one."""
+        return self.vgs[vg or self.group_of(name)].lvs[name]
 
-    def file(self, name, vg="kumo"):
+    def group_of(self, name):
+        return next(group.name for group in self.vgs.values() if name in group.lvs)
+
+    def file(self, name, vg=None):
         """Path of the contents of a volume, active or not."""
         return self.root / "store" / str(self.lv(name, vg).number)
 
-    def foreign_lv(self, name, vg="kumo", size=8 * MIB, tags=()):
-        """A volume that somebody else made."""
-        self._new_lv(self.vgs[vg], name, size, set(tags), "thin")
+    def foreign_lv(self, name, vg=None, size=8 * MIB, tags=()):
+        """A volume that somebody else made, in a group or the first."""
+        self._new_lv(self.vgs[vg or next(iter(self.vgs))], name, size, set(tags), "thin")
 
-    def suspend(self, name, vg="kumo", value="1"):
+    def suspend(self, name, vg=None, value="1"):
         """I/O to a volume waits, or not any more."""
         path = self.root / "sys/class/block" / f"dm-{self.lv(name, vg).number}" / "dm/suspended"
         path.parent.mkdir(parents=True, exist_ok=True)

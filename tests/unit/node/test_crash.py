@@ -131,14 +131,18 @@ def add_theirs(machine):
     machine.nvmet.link(("hosts", FOREIGN), "subsystems", FOREIGN, "allowed_hosts", FOREIGN)
 
 
-@pytest.mark.parametrize("reboot", [False, True], ids=["killed", "rebooted"])
+@pytest.mark.parametrize(
+    ("reboot", "layout"),
+    [(False, "group"), (True, "disk")],
+    ids=["killed", "rebooted with a pool on each disk"],
+)
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_stop_between_any_two_steps(tmp_path, monkeypatch, verb, reboot):
+def test_a_stop_between_any_two_steps(tmp_path, monkeypatch, verb, reboot, layout):
     setup, call = VERBS[verb]
     stops = 0
     while stops < 200:
         stops += 1
-        machine = FakeMachine(tmp_path / str(stops))
+        machine = FakeMachine(tmp_path / str(stops), pool_layout=layout)
         stopper = Stopper(machine, monkeypatch)
         machine.start()
         machine.host.foreign_lv("theirs")
@@ -172,9 +176,10 @@ def test_a_stop_between_any_two_steps(tmp_path, monkeypatch, verb, reboot):
     assert 4 < stops < 200
 
 
-def test_a_stop_while_the_disks_are_taken(tmp_path, monkeypatch):
+@pytest.mark.parametrize("layout", ["group", "disk"])
+def test_a_stop_while_the_disks_are_taken(tmp_path, monkeypatch, layout):
     for at in range(1, 200):
-        machine = FakeMachine(tmp_path / str(at), disks=("vdb", "vdc", "vdd"))
+        machine = FakeMachine(tmp_path / str(at), disks=("vdb", "vdc", "vdd"), pool_layout=layout)
         machine.host.disks[str(machine.root / "dev/vdc")].signatures = ["ext4"]
         machine.options["wipe_disks"] = str(machine.root / "dev/vdc")
         stopper = Stopper(machine, monkeypatch)
@@ -187,9 +192,10 @@ def test_a_stop_while_the_disks_are_taken(tmp_path, monkeypatch):
         stopper.arm(None)
         machine.reboot()
         assert machine.start() == []
-        (pool,) = machine.node.info().pools
-        assert len(pool.ssds) == 3
-        assert pool.total_bytes > 2900 * MIB
+        pools = machine.node.info().pools
+        assert len(pools) == (1 if layout == "group" else 3)
+        assert sum(len(pool.ssds) for pool in pools) == 3
+        assert sum(pool.total_bytes for pool in pools) > 2900 * MIB
         machine.node.replicas.put(R1, replica())
         machine.kill()
         monkeypatch.undo()

@@ -180,7 +180,7 @@ def test_disks_too_small(tmp_path):
         ({"disks": ""}, "disks is empty"),
         ({"wipe_disks": "/dev/vdq"}, "/dev/vdq is not in disks"),
         ({"disks": "{root}/dev/vdb,{root}/dev/vdb2"}, "same disk"),
-        ({"disks": "{root}/dev/vdq"}, "could not be looked at"),
+        ({"disks": "{root}/dev/vdq"}, "is missing"),
     ],
 )
 def test_options_that_cannot_be(tmp_path, options, match):
@@ -193,23 +193,26 @@ def test_options_that_cannot_be(tmp_path, options, match):
     machine.kill()
 
 
-@pytest.mark.parametrize("text", ["", "null", "{}", '{"blockdevices": [{"name": "x"}]}', "["])
-def test_lsblk_that_cannot_be_understood_is_a_refusal(text):
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "could not be looked at"),
+        ("null", "could not be looked at"),
+        ("{}", "could not be looked at"),
+        ('{"blockdevices": [{"name": "x"}]}', "could not be looked at"),
+        ("[", "could not be looked at"),
+        ('{"blockdevices": []}', "does not know it"),
+    ],
+)
+def test_a_disk_of_which_lsblk_says_nothing_usable_is_unknown(tmp_path, text, reason):
     class Odd:
         def run(self, *argv):
             return text
 
-    with pytest.raises(errors.UnsafeDiskError, match="could not be looked at"):
-        Disks(Odd(), lambda path: False).inspect(["/dev/vdb"], {}, "kumo")
-
-
-def test_a_disk_lsblk_does_not_mention_is_unknown():
-    class Odd:
-        def run(self, *argv):
-            return '{"blockdevices": []}'
-
-    (disk,) = Disks(Odd(), lambda path: False).inspect(["/dev/vdq"], {}, "kumo")
+    (tmp_path / "disk").touch()
+    (disk,) = Disks(Odd(), lambda path: False).inspect([str(tmp_path / "disk")], {}, ["kumo"])
     assert disk.state is State.UNKNOWN
+    assert reason in disk.reason
 
 
 def test_wiping_that_fails(tmp_path):

@@ -40,7 +40,7 @@ def test_a_volume_of_that_name_made_by_others_is_left_alone(machine, node):
 def test_a_nearly_full_pool_takes_nothing_new(machine, node, percent):
     node.replicas.put(R1, replica())
     setattr(machine.host, percent, 96.0)
-    node.ctx.pool.state(max_age=0)
+    node.ctx.pools["pool"].state(max_age=0)
     for verb in (
         lambda: node.replicas.put(R2, replica()),
         lambda: node.snapshots.put(S1, snapshot(R1)),
@@ -56,7 +56,7 @@ def test_a_nearly_full_pool_takes_nothing_new(machine, node, percent):
 
 def test_the_fill_level_is_warned_of(machine, node, caplog):
     machine.host.data_percent = 85.0
-    node.ctx.pool.state(max_age=0)
+    node.ctx.pools["pool"].state(max_age=0)
     assert "85.0 % of its data space" in caplog.text
 
 
@@ -78,7 +78,7 @@ def test_overprovisioning_has_a_limit(tmp_path):
 
 def test_no_pool_is_no_groups(machine, node):
     del machine.host.vgs["kumo"].lvs["pool"]
-    node.ctx.pool.state(max_age=0)
+    node.ctx.pools["pool"].state(max_age=0)
     with pytest.raises(errors.NoGroupsError):
         node.replicas.put(R1, replica())
     assert node.info().pools == []
@@ -258,10 +258,10 @@ def test_a_volume_that_a_killed_command_left_suspended_is_resumed(machine, node,
     machine.host.suspend(f"r-{R1}")
     with node.ctx.locks.hold(f"replica {R1}"):
         assert node.restore.round() == []
-        assert node.ctx.lvm.is_suspended(f"r-{R1}")
+        assert node.ctx.pools["pool"].lvm.is_suspended(f"r-{R1}")
     start = len(machine.host.log)
     assert node.restore.round() == []
-    assert not node.ctx.lvm.is_suspended(f"r-{R1}")
+    assert not node.ctx.pools["pool"].lvm.is_suspended(f"r-{R1}")
     assert [line.split()[0] for line in machine.host.log[start:]] == ["lvchange"]
     assert "left suspended" in caplog.text
 

@@ -218,15 +218,18 @@ def test_the_format_on_disk_is_pinned(tmp_path):
     record = spec.Spec(tmp_path)
     with record.edit() as data:
         data.persistent_id = "P"
+        data.layout = spec.LAYOUT_DISK
         data.disks["/dev/a"] = spec.DiskRecord(serial="S", ready=True)
+        data.pools["p"] = spec.PoolRecord(vg="g", path="/dev/a", serial="S")
         data.replicas["R"] = spec.ReplicaRecord(volume_id="V", bytes=1, pool="p", token="t")
         data.snapshots["S"] = spec.SnapshotRecord(
             replica="R", snapshot_id="I", bytes=1, pool="p", token="t"
         )
         data.exports["R H"] = spec.ExportRecord(replica="R", host_nqn="H", io_class="plain", nsid=1)
     assert json.loads((tmp_path / "spec.json").read_text()) == {
-        "format": 1, "generation": 1, "persistent_id": "P", "hosts": [],
+        "format": 1, "generation": 1, "persistent_id": "P", "hosts": [], "layout": "disk",
         "disks": {"/dev/a": {"serial": "S", "ready": True}},
+        "pools": {"p": {"vg": "g", "path": "/dev/a", "serial": "S", "bytes": 0}},
         "replicas": {"R": {
             "state": "creating", "volume_id": "V", "bytes": 1, "pool": "p", "token": "t",
             "target_bytes": None, "source_snapshot": None, "source_replica": None,
@@ -341,7 +344,7 @@ def test_a_report_that_cannot_be_understood(text):
             return text
 
     with pytest.raises(errors.InternalError, match="no usable report"):
-        lvm.Lvm(Odd(), vg="kumo", pool="pool").groups()
+        lvm.Lvm(Odd(), vg="kumo", pool="pool").groups(everywhere=True)
 
 
 # Kernel.
