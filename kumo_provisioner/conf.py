@@ -126,6 +126,55 @@ PLACEMENT_OPTS = [
         "100 the pool can hold everything even if each volume is rewritten after its "
         "snapshot; less sells more space and needs watching of the fill level.",
     ),
+    cfg.IntOpt(
+        "max_fill_percent",
+        default=90,
+        min=1,
+        max=100,
+        help="Percent of a pool that may really be occupied, whatever was promised; a pool that is "
+        "fuller gets nothing new. Lower it when THIN volumes fill up faster than disks are "
+        "added.",
+    ),
+    cfg.IntOpt(
+        "hot_percent",
+        default=85,
+        min=1,
+        help="Percent of the operations or the bandwidth that a pool or a node delivers that may "
+        "have been in use in the last minutes; what is busier gets no new volumes. It counts "
+        "where it is known what the pool delivers ('kumo-node calibrate', or declared).",
+    ),
+    cfg.FloatOpt(
+        "use_max_age",
+        default=300.0,
+        min=1.0,
+        help="Seconds for which the use that a node told counts in placement.",
+    ),
+    cfg.FloatOpt(
+        "capacity_weight",
+        default=1.0,
+        min=0.0,
+        help="How much the sold part of a pool's capacity counts when the least used pool is "
+        "looked for. 0 ignores it.",
+    ),
+    cfg.FloatOpt(
+        "guarantee_weight",
+        default=1.0,
+        min=0.0,
+        help="How much the sold part of what a pool delivers counts, likewise.",
+    ),
+    cfg.FloatOpt(
+        "use_weight",
+        default=1.0,
+        min=0.0,
+        help="How much the use of the last minutes counts, likewise.",
+    ),
+    cfg.IntOpt(
+        "attempts",
+        default=8,
+        min=1,
+        help="How often a placement is tried when others take the same room at the same time. "
+        "Raise it when clients are told so with many instances on a nearly full fleet.",
+    ),
 ]
 
 RECONCILE_OPTS = [

@@ -73,7 +73,10 @@ class Backend(Base):
 
     ``mode`` and ``cordoned`` are what an operator wants of it, ``state`` is what the probes say.
     ``max_iops`` and ``max_bw`` (KB/s) are what the node as a whole is declared to deliver; 0 means
-    the sum of its pools. ``generation`` rises with everything that is sold on the node.
+    the sum of its pools. ``sold_iops`` and ``sold_bw`` are what its pools were promised together,
+    and ``generation`` rises with everything that is sold on the node: like the counters of pools,
+    they are written by :mod:`kumo_provisioner.services.capacity` alone. ``seen_generation`` is that
+    of the node's record as the node last told it.
     ``node_generation`` is that of the node's record when it was last compared with ours, and
     ``next_reconcile`` (ms) when it is to be compared again.
     """
@@ -99,7 +102,10 @@ class Backend(Base):
     cordoned: Mapped[bool] = mapped_column(default=False)
     max_iops: Mapped[int] = mapped_column(BigInteger, default=0)
     max_bw: Mapped[int] = mapped_column(BigInteger, default=0)
+    sold_iops: Mapped[int] = mapped_column(BigInteger, default=0)
+    sold_bw: Mapped[int] = mapped_column(BigInteger, default=0)
     generation: Mapped[int] = mapped_column(BigInteger, default=0)
+    seen_generation: Mapped[int] = mapped_column(BigInteger, default=-1)
     last_heartbeat: Mapped[int] = mapped_column(BigInteger, default=0)
     node_generation: Mapped[int] = mapped_column(BigInteger, default=-1)
     next_reconcile: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
@@ -113,10 +119,11 @@ class Pool(Base):
     """A pool of a storage node: one SSD, or several when ``spans``.
 
     ``charged_bytes``, ``sold_iops`` and ``sold_bw`` are what replicas, parts of snapshots and
-    removals on it are charged with: kept, not added up each time, because placement looks at all
-    pools. Only :mod:`kumo_provisioner.services.capacity` writes them. ``declared_*`` were given by
-    an operator and win over ``measured_*``, which the node reports; 0 means not known, and then
-    nothing can be guaranteed. ``iops`` and ``bw`` are the use of the last minutes.
+    removals on it are charged with, ``replicas`` is how many it has: kept, not added up each time,
+    because placement looks at all pools. Only :mod:`kumo_provisioner.services.capacity` writes
+    them. ``declared_*`` were given by an operator and win over ``measured_*``, which the node
+    reports; 0 means not known, and then nothing can be guaranteed. ``iops`` and ``bw`` are the use
+    of the last minutes.
     """
 
     __tablename__ = "pools"
@@ -130,6 +137,7 @@ class Pool(Base):
     charged_bytes: Mapped[int] = mapped_column(BigInteger, default=0)
     sold_iops: Mapped[int] = mapped_column(BigInteger, default=0)
     sold_bw: Mapped[int] = mapped_column(BigInteger, default=0)
+    replicas: Mapped[int] = mapped_column(BigInteger, default=0)
     declared_iops: Mapped[int] = mapped_column(BigInteger, default=0)
     declared_bw: Mapped[int] = mapped_column(BigInteger, default=0)
     measured_iops: Mapped[int] = mapped_column(BigInteger, default=0)

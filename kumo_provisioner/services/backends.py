@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from oslo_log import log
 from sqlalchemy import select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, selectinload
 
 from kumo_client import errors
 from kumo_client.api.node import Node
 from kumo_client.schemas import backend as wire
 from kumo_client.schemas.node import NodeInfo
-from kumo_provisioner.core import Core, now_ms
+from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.duties import Duty
 from kumo_provisioner.nodes import Address, Outcome
-from kumo_provisioner.services import capacity, view
+from kumo_provisioner.services import capacity, reports, view
 
 LOG = log.getLogger(__name__)
 LOCATION_MAX = 255
@@ -34,15 +34,16 @@ def list_all(core: Core, persistent_id: str | None = None) -> list[wire.Backend]
 
     :raises NotExistsError: when there is no backend of that id.
     """
-    query = select(models.Backend).order_by(models.Backend.name, models.Backend.persistent_id)
+    query = (
+        select(models.Backend)
+        .options(selectinload(models.Backend.pools))
+        .order_by(models.Backend.name, models.Backend.persistent_id)
+    )
     if persistent_id is not None:
         query = query.filter_by(persistent_id=persistent_id)
     interval = core.conf.reconcile.probe_interval
     with core.db.read() as session:
-        used = capacity.charged(session)
-        found = [
-            view.backend(row, used[row.persistent_id], interval) for row in session.scalars(query)
-        ]
+        found = [view.backend(row, interval) for row in session.scalars(query)]
     if persistent_id is not None and not found:
         raise missing(persistent_id)
     return found
@@ -86,8 +87,10 @@ def add(core: Core, request: wire.BackendCreate) -> wire.Backend:
             region=request.region,
             host_id=request.host_id,
         )
-        _take_over(row, info)
         session.add(row)
+        reports.take_over(session, row, info)
+        # What has yet to go from it was recorded before it was removed.
+        capacity.recount(session, row.persistent_id)
     LOG.info("Registered backend %s (%s)", row.persistent_id, row.name)
     core.wake.set()
     return list_all(core, row.persistent_id)[0]
@@ -190,17 +193,17 @@ def probe(core: Core) -> bool:
         for backend_id, outcome in outcomes.items():
             row = session.get(models.Backend, backend_id)
             if row is not None:
-                returned |= _note(core, row, outcome)
+                returned |= _note(core, session, row, outcome)
     return returned
 
 
-def _note(core: Core, row: models.Backend, outcome: Outcome[NodeInfo]) -> bool:
+def _note(core: Core, session: Session, row: models.Backend, outcome: Outcome[NodeInfo]) -> bool:
     info = outcome.value
     if info is not None and info.persistent_id == row.persistent_id:
         returned = row.state != wire.AVAILABLE or row.boot_id != info.boot_id
         if row.state != wire.AVAILABLE:
             LOG.info("Backend %s (%s) is back", row.persistent_id, row.name)
-        _take_over(row, info)
+        reports.take_over(session, row, info)
         return returned
     row.failed_probes += 1
     if info is not None:
@@ -213,18 +216,6 @@ def _note(core: Core, row: models.Backend, outcome: Outcome[NodeInfo]) -> bool:
         row.state = wire.UNAVAILABLE
         LOG.warning("Backend %s (%s) is Unavailable: %s", row.persistent_id, row.name, why)
     return False
-
-
-def _take_over(row: models.Backend, info: NodeInfo) -> None:
-    row.name = info.name[:LOCATION_MAX]
-    row.version = info.version[:64]
-    row.boot_id = info.boot_id[:64]
-    row.portals = [portal.wire() for portal in info.portals]
-    row.total_bytes = sum(pool.total_bytes for pool in info.pools)
-    row.used_bytes = sum(pool.used_bytes for pool in info.pools)
-    row.state = wire.AVAILABLE
-    row.failed_probes = 0
-    row.last_probe = now_ms()
 
 
 def _probe_duty(core: Core) -> None:

@@ -20,11 +20,13 @@ from sqlalchemy.orm import Session
 
 from kumo_client import errors, naming
 from kumo_client.api.node import Node
-from kumo_provisioner import placement, settling
+from kumo_client.schemas.volume import StorageClass
+from kumo_provisioner import settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
-from kumo_provisioner.services import building, capacity
+from kumo_provisioner.services import building, capacity, placing
+from kumo_provisioner.services.placing import Growth
 
 LOG = log.getLogger(__name__)
 
@@ -50,22 +52,36 @@ def intend(core: Core, session: Session, row: models.Volume, gib: int) -> None:
         )
     size = leg_bytes(row, gib)
     charge = capacity.replica_charge(core.conf, size, row.provisioning_type)
-    used = capacity.charged(session)
-    for replica in row.replicas:
-        building.need_available(replica.backend)
-        ask = placement.Ask(replicas=1, charge=charge - replica.reserved_bytes)
-        reason = placement.refusal(capacity.candidate(replica.backend, used), ask)
-        if reason is not None:
-            raise errors.NoSpaceError(
-                f"volume {row.uuid} cannot grow on node "
-                f"{replica.backend.name or replica.backend_id}: {reason}",
-                volume=row.uuid,
-                node=replica.backend_id,
+    placing.refuse_growth(
+        session,
+        [
+            Growth(
+                one.backend,
+                one.pool,
+                charge - one.reserved_bytes,
+                iops - one.sold_iops,
+                bw - one.sold_bw,
             )
-    for replica in row.replicas:
-        replica.reserved_bytes = max(charge, replica.reserved_bytes)
+            for one, iops, bw in _guarantees(row, gib)
+        ],
+    )
+    for replica, iops, bw in _guarantees(row, gib):
+        capacity.change(
+            session,
+            replica,
+            reserved_bytes=max(charge, replica.reserved_bytes),
+            sold_iops=iops,
+            sold_bw=bw,
+        )
     row.wanted_capacity = gib
     settling.add(row, settling.EXTEND)
+
+
+def _guarantees(row: models.Volume, gib: int) -> list[tuple[models.Replica, int, int]]:
+    """What each replica is to be guaranteed at that size; nothing where nothing was so far."""
+    iops, bw = capacity.guarantee(StorageClass.model_validate(row.storage_class), gib)
+    replicas = sorted(row.replicas, key=lambda one: one.backend_id)
+    return [(one, iops if one.sold_iops else 0, bw if one.sold_bw else 0) for one in replicas]
 
 
 def leg_bytes(row: models.Volume, gib: int) -> int:
@@ -131,7 +147,7 @@ def attempt(
             row.capacity = wanted
             settling.drop(row, settling.EXTEND)
         elif hopeless:
-            _give_up(core, row)
+            _give_up(core, session, row)
     _tell(core, f"Extension of volume {uuid} to {wanted} GiB", failed)
     return grown, failed
 
@@ -177,11 +193,10 @@ def _may_still_succeed(outcome: Outcome[Any]) -> bool:
     return outcome.unknown or outcome.error.transient or leftover
 
 
-def _give_up(core: Core, row: models.Volume) -> None:
+def _give_up(core: Core, session: Session, row: models.Volume) -> None:
     """Drop the wish; a replica that has grown keeps its size and its charge."""
     row.wanted_capacity = row.capacity
     settling.drop(row, settling.EXTEND)
-    for replica in row.replicas:
-        replica.reserved_bytes = capacity.replica_charge(
-            core.conf, replica.bytes, row.provisioning_type
-        )
+    for replica, iops, bw in _guarantees(row, row.capacity):
+        charge = capacity.replica_charge(core.conf, replica.bytes, row.provisioning_type)
+        capacity.change(session, replica, reserved_bytes=charge, sold_iops=iops, sold_bw=bw)

@@ -20,14 +20,15 @@ from kumo_client.schemas.backend import UNAVAILABLE
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call
+from kumo_provisioner.services import capacity
 
 LOG = log.getLogger(__name__)
 
 
 def retire_volume(session: Session, volume: models.Volume) -> list[str]:
     """Delete the rows of a volume and list its replicas for removal; gives their uuids."""
-    for replica in volume.replicas:
-        _list(session, models.REPLICA, replica)
+    for replica in sorted(volume.replicas, key=lambda one: one.backend_id):
+        session.add(capacity.retire(session, models.REPLICA, replica))
     uuids = [replica.uuid for replica in volume.replicas]
     session.delete(volume)
     session.flush()
@@ -36,24 +37,12 @@ def retire_volume(session: Session, volume: models.Volume) -> list[str]:
 
 def retire_snapshot(session: Session, snapshot: models.Snapshot) -> list[str]:
     """Delete the rows of a snapshot and list its parts for removal; gives their uuids."""
-    for part in snapshot.parts:
-        _list(session, models.SNAPSHOT, part)
+    for part in sorted(snapshot.parts, key=lambda one: one.backend_id):
+        session.add(capacity.retire(session, models.SNAPSHOT, part))
     uuids = [part.uuid for part in snapshot.parts]
     session.delete(snapshot)
     session.flush()
     return uuids
-
-
-def _list(session: Session, kind: str, row: models.Replica | models.SnapshotPart) -> None:
-    session.add(
-        models.Removal(
-            uuid=row.uuid,
-            kind=kind,
-            backend_id=row.backend_id,
-            reserved_bytes=row.reserved_bytes,
-            since=now_ms(),
-        )
-    )
 
 
 def remove_call(kind: str, uuid: str) -> Callable[[Node], None]:
@@ -102,8 +91,9 @@ def confirm(core: Core, uuids: list[str]) -> None:
     if not uuids:
         return
     with core.db.write() as session:
-        for uuid in uuids:
-            row = session.get(models.Removal, uuid)
-            if row is not None and row.done is None:
-                row.done = now_ms()
-                row.reserved_bytes = 0
+        found = [session.get(models.Removal, uuid) for uuid in uuids]
+        rows = [row for row in found if row is not None and row.done is None]
+        for row in sorted(rows, key=lambda one: one.backend_id):
+            capacity.give_back(session, row)
+            row.done = now_ms()
+            row.reserved_bytes = 0

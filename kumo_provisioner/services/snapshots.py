@@ -9,7 +9,7 @@ same nodes, each replica a copy-on-write image of the part there.
 from __future__ import annotations
 
 import uuid as uuidlib
-from typing import Any
+from typing import Any, NamedTuple
 
 from oslo_log import log
 from sqlalchemy import select
@@ -17,15 +17,24 @@ from sqlalchemy.orm import Session, selectinload
 
 from kumo_client import errors, naming
 from kumo_client.schemas import snapshot as wire
-from kumo_client.schemas.node import ArrayIdentity, ReplicaSource, ReplicaSpec, SnapshotSpec
+from kumo_client.schemas.node import ArrayIdentity, ReplicaSource, SnapshotSpec
 from kumo_client.schemas.volume import REPLICA_AVAILABLE, CloneCreate
-from kumo_provisioner import placement
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Call
-from kumo_provisioner.services import building, capacity, removals, view, volumes
+from kumo_provisioner.services import building, capacity, placing, removals, view, volumes
+from kumo_provisioner.services.placing import Growth
 
 LOG = log.getLogger(__name__)
+
+
+class Source(NamedTuple):
+    """What a replica of a copy is made from: ``size`` bytes on a pool of a node."""
+
+    backend: models.Backend
+    pool: str
+    size: int
+    origin: ReplicaSource
 
 
 def missing(text: str) -> errors.NotExistsError:
@@ -107,20 +116,6 @@ def _refuse_incoherent(volume: models.Volume) -> None:
             )
 
 
-def _refuse_full(session: Session, charges: list[tuple[models.Backend, int]]) -> None:
-    used = capacity.charged(session)
-    for backend, charge in charges:
-        building.need_available(backend)
-        ask = placement.Ask(replicas=1, charge=charge)
-        reason = placement.refusal(capacity.candidate(backend, used), ask)
-        if reason is not None:
-            raise errors.NoSpaceError(
-                f"node {backend.name or backend.persistent_id} cannot take it: {reason}",
-                node=backend.persistent_id,
-                details={"refusals": {backend.persistent_id: reason}},
-            )
-
-
 def create(core: Core, tenant: str, request: wire.SnapshotCreate) -> str:
     """Take a snapshot of a volume; gives its uuid.
 
@@ -132,12 +127,9 @@ def create(core: Core, tenant: str, request: wire.SnapshotCreate) -> str:
     """
     uuid = request.snapshot_id or str(uuidlib.uuid4())
     with core.locks.hold(uuid, request.volume_id):
-        with core.db.write() as session:
-            volume = volumes.find(session, tenant, request.volume_id)
-            _make_room(session, tenant, uuid, request.alias)
-            _refuse_incoherent(volume)
-            row = _row(tenant, uuid, request, volume.capacity)
-            calls = _parts(core, session, row, volume)
+        calls = capacity.retried(
+            core, lambda session: _intend(core, session, tenant, uuid, request)
+        )
         building.build(
             core,
             calls,
@@ -146,6 +138,16 @@ def create(core: Core, tenant: str, request: wire.SnapshotCreate) -> str:
             name=f"snapshot {uuid} of volume {request.volume_id}",
         )
     return uuid
+
+
+def _intend(
+    core: Core, session: Session, tenant: str, uuid: str, request: wire.SnapshotCreate
+) -> dict[str, Call[Any]]:
+    volume = volumes.find(session, tenant, request.volume_id)
+    _make_room(session, tenant, uuid, request.alias)
+    _refuse_incoherent(volume)
+    row = _row(tenant, uuid, request, volume.capacity)
+    return _parts(core, session, row, volume)
 
 
 def _make_room(session: Session, tenant: str, uuid: str, alias: str) -> None:
@@ -175,25 +177,30 @@ def _row(tenant: str, uuid: str, request: wire.SnapshotCreate, gib: int) -> mode
 def _parts(
     core: Core, session: Session, row: models.Snapshot, volume: models.Volume
 ) -> dict[str, Call[Any]]:
-    charges = [
-        capacity.snapshot_charge(core.conf, replica.reserved_bytes, row.reserved_space_percentage)
+    charges = {
+        replica.uuid: capacity.snapshot_charge(
+            core.conf, replica.reserved_bytes, row.reserved_space_percentage
+        )
         for replica in volume.replicas
-    ]
-    backends = [replica.backend for replica in volume.replicas]
-    _refuse_full(session, list(zip(backends, charges, strict=True)))
+    }
+    placing.refuse_growth(
+        session, [Growth(one.backend, one.pool, charges[one.uuid]) for one in volume.replicas]
+    )
     calls = {}
     for position, replica in enumerate(volume.replicas):
         part = models.SnapshotPart(
             uuid=str(uuidlib.uuid4()),
             replica_id=replica.uuid,
             backend_id=replica.backend_id,
+            pool=replica.pool,
             position=position,
             bytes=replica.bytes,
-            reserved_bytes=charges[position],
+            reserved_bytes=charges[replica.uuid],
         )
         row.parts.append(part)
         spec = SnapshotSpec(replica=replica.uuid, snapshot_id=row.uuid)
         calls[part.uuid] = building.put_snapshot(replica.backend, part.uuid, spec)
+    capacity.take_all(session, row.parts)
     session.add(row)
     return calls
 
@@ -226,25 +233,32 @@ def create_volume(core: Core, tenant: str, request: wire.SnapshotVolumeCreate) -
     """
     uuid = request.volume_id or str(uuidlib.uuid4())
     with core.locks.hold(uuid, request.snapshot_id):
-        with core.db.write() as session:
-            found = _rows(session, tenant, uuid=request.snapshot_id)
-            if not found:
-                raise missing(request.snapshot_id)
-            snapshot = found[0]
-            row = _copy_row(snapshot.volume, uuid, request.alias)
-            row.capacity = row.wanted_capacity = _larger(request.capacity, snapshot.capacity)
-            row.snapshot_id = snapshot.uuid
-            row.writable = request.writable
-            row.reserved_space_percentage = request.reserved_space_percentage
-            row.protocol = request.protocol
-            row.storage_class = row.storage_class | _caps(request)
-            sources = [
-                (part.backend, part.bytes, ReplicaSource(snapshot=part.uuid))
-                for part in snapshot.parts
-            ]
-            calls = _copy(core, session, row, sources)
+        row, calls = capacity.retried(
+            core, lambda session: _intend_volume(core, session, tenant, uuid, request)
+        )
         volumes.finish(core, row, calls)
     return uuid
+
+
+def _intend_volume(
+    core: Core, session: Session, tenant: str, uuid: str, request: wire.SnapshotVolumeCreate
+) -> tuple[models.Volume, dict[str, Call[Any]]]:
+    found = _rows(session, tenant, uuid=request.snapshot_id)
+    if not found:
+        raise missing(request.snapshot_id)
+    snapshot = found[0]
+    row = _copy_row(snapshot.volume, uuid, request.alias)
+    row.capacity = row.wanted_capacity = _larger(request.capacity, snapshot.capacity)
+    row.snapshot_id = snapshot.uuid
+    row.writable = request.writable
+    row.reserved_space_percentage = request.reserved_space_percentage
+    row.protocol = request.protocol
+    row.storage_class = row.storage_class | _caps(request)
+    sources = [
+        Source(part.backend, part.pool, part.bytes, ReplicaSource(snapshot=part.uuid))
+        for part in snapshot.parts
+    ]
+    return row, _copy(core, session, row, sources)
 
 
 def _caps(request: wire.SnapshotVolumeCreate) -> dict[str, Any]:
@@ -265,20 +279,27 @@ def clone(core: Core, tenant: str, request: CloneCreate) -> str:
     if uuid == request.source_volume_id:
         raise errors.AlreadyExistsError(f"volume {uuid} cannot be a clone of itself", volume=uuid)
     with core.locks.hold(uuid, request.source_volume_id):
-        with core.db.write() as session:
-            source = volumes.find(session, tenant, request.source_volume_id)
-            _refuse_incoherent(source)
-            row = _copy_row(source, uuid, request.alias)
-            row.capacity = row.wanted_capacity = _larger(request.capacity, source.capacity)
-            row.source_volume_id = source.uuid
-            row.reserved_space_percentage = request.reserved_space_percentage
-            sources = [
-                (replica.backend, replica.bytes, ReplicaSource(replica=replica.uuid))
-                for replica in source.replicas
-            ]
-            calls = _copy(core, session, row, sources)
+        row, calls = capacity.retried(
+            core, lambda session: _intend_clone(core, session, tenant, uuid, request)
+        )
         volumes.finish(core, row, calls)
     return uuid
+
+
+def _intend_clone(
+    core: Core, session: Session, tenant: str, uuid: str, request: CloneCreate
+) -> tuple[models.Volume, dict[str, Call[Any]]]:
+    source = volumes.find(session, tenant, request.source_volume_id)
+    _refuse_incoherent(source)
+    row = _copy_row(source, uuid, request.alias)
+    row.capacity = row.wanted_capacity = _larger(request.capacity, source.capacity)
+    row.source_volume_id = source.uuid
+    row.reserved_space_percentage = request.reserved_space_percentage
+    sources = [
+        Source(one.backend, one.pool, one.bytes, ReplicaSource(replica=one.uuid))
+        for one in source.replicas
+    ]
+    return row, _copy(core, session, row, sources)
 
 
 def _larger(wanted: int | None, source: int) -> int:
@@ -312,9 +333,9 @@ def _copy(
     core: Core,
     session: Session,
     row: models.Volume,
-    sources: list[tuple[models.Backend, int, ReplicaSource]],
+    sources: list[Source],
 ) -> dict[str, Call[Any]]:
-    """Add the rows of a copy whose replicas are on the nodes of their sources."""
+    """Add the rows of a copy whose replicas are on the pools of their sources."""
     volumes.make_room(session, row.tenant_id, row.uuid, row.alias)
     wanted = naming.replica_bytes(row.capacity, row.num_replicas)
     array = None
@@ -322,14 +343,19 @@ def _copy(
         array = ArrayIdentity(uuid=row.uuid, name=naming.array_name(row.alias))
     # A leg may have grown in an extension that was given up; a copy is never smaller, and the legs
     # of an array are alike.
-    size = max(wanted, *(source_bytes for _, source_bytes, _ in sources))
-    charge = capacity.replica_charge(core.conf, size, row.provisioning_type)
-    backends = [backend for backend, _, _ in sources]
-    _refuse_full(session, [(backend, charge) for backend in backends])
+    size = max(wanted, *(source.size for source in sources))
+    ask = placing.ask_for(core, row, size=size)
+    placing.refuse_growth(
+        session, [Growth(one.backend, one.pool, ask.charge, ask.iops, ask.bw) for one in sources]
+    )
     calls = {}
-    for backend, _, source in sources:
-        replica = volumes.add_replica(row, backend, size, charge)
-        spec = ReplicaSpec(volume_id=row.uuid, bytes=size, source=source, array=array)
-        calls[replica.uuid] = building.put_replica(backend, replica.uuid, spec)
+    for position, source in sorted(
+        enumerate(sources), key=lambda one: one[1].backend.persistent_id
+    ):
+        backend_id = source.backend.persistent_id
+        replica = placing.add_replica(session, row, backend_id, source.pool, size, ask)
+        replica.position = position
+        spec = placing.replica_spec(row, replica, source=source.origin, array=array)
+        calls[replica.uuid] = building.put_replica(source.backend, replica.uuid, spec)
     session.add(row)
     return calls

@@ -16,6 +16,7 @@ from kumo_client.schemas import host as wire_host
 from kumo_client.schemas import snapshot as wire_snapshot
 from kumo_client.schemas import volume as wire_volume
 from kumo_client.schemas.common import Portal
+from kumo_client.schemas.node import Ssd
 from kumo_provisioner.core import now_ms
 from kumo_provisioner.db import models
 
@@ -46,7 +47,7 @@ def _fill(cls: type[T], row: models.Backend) -> T:
         persistent_id=row.persistent_id,
         mgmt_ips=list(row.mgmt_ips),
         mgmt_port=row.mgmt_port,
-        state=row.state,
+        state=backend_state(row),
         portals=[Portal.model_validate(portal) for portal in row.portals],
         rack=row.rack,
         zone=row.zone,
@@ -56,16 +57,49 @@ def _fill(cls: type[T], row: models.Backend) -> T:
     )
 
 
-def backend(row: models.Backend, charged: int, probe_interval: float) -> wire_backend.Backend:
-    """:param charged: bytes charged to the node."""
+def backend(row: models.Backend, probe_interval: float) -> wire_backend.Backend:
+    """A node with its pools. Where an operator limited the node as a whole, that counts."""
     full = _fill(wire_backend.Backend, row)
-    full.in_use = charged > 0
-    full.total_capacity = row.total_bytes // GIB
-    full.available_capacity = max(0, row.total_bytes - charged) // GIB
+    full.pools = [pool(one) for one in row.pools]
+    full.in_use = any(one.charged_bytes > 0 for one in row.pools)
+    full.total_capacity = sum(one.total_bytes for one in row.pools) // GIB
+    free = (max(0, one.total_bytes - one.charged_bytes) for one in row.pools)
+    full.available_capacity = sum(free) // GIB
+    full.total_iops = row.max_iops or sum(one.max_iops for one in row.pools)
+    full.available_iops = max(0, full.total_iops - row.sold_iops)
+    full.total_bw = row.max_bw or sum(one.max_bw for one in row.pools)
+    full.available_bw = max(0, full.total_bw - row.sold_bw)
+    full.cordoned = row.cordoned
+    full.last_heartbeat = row.last_heartbeat
+    full.replicas = sum(one.replicas for one in row.pools)
+    full.problems = list(row.problems)
     full.last_probe_time = row.last_probe
     full.probe_interval = int(probe_interval * 1000)
     full.version = row.version
     return full
+
+
+def pool(row: models.Pool) -> wire_backend.BackendPool:
+    return wire_backend.BackendPool(
+        name=row.name,
+        state=row.state,
+        spans=row.spans,
+        total_bytes=row.total_bytes,
+        used_bytes=row.used_bytes,
+        charged_bytes=row.charged_bytes,
+        max_iops=row.max_iops,
+        max_bw=row.max_bw,
+        sold_iops=row.sold_iops,
+        sold_bw=row.sold_bw,
+        iops=row.iops,
+        bw=row.bw,
+        ssds=[Ssd.model_validate(one) for one in row.ssds],
+    )
+
+
+def backend_state(row: models.Backend) -> str:
+    """What the probes say; of a node that answers, its mode counts."""
+    return row.mode if row.mode and row.state == wire_backend.AVAILABLE else row.state
 
 
 def location(row: models.Replica) -> wire_volume.Location:

@@ -12,13 +12,10 @@ from sqlalchemy.orm import Session
 
 from kumo_client import errors, naming
 from kumo_client.schemas import volume as wire
-from kumo_client.schemas.node import ReplicaSpec
-from kumo_client.schemas.volume import REPLICA_AVAILABLE
-from kumo_provisioner import placement
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Call
-from kumo_provisioner.services import building, capacity, extending, removals, view
+from kumo_provisioner.services import building, capacity, extending, placing, removals, view
 
 LOG = log.getLogger(__name__)
 
@@ -81,13 +78,21 @@ def create(core: Core, tenant: str, request: wire.VolumeCreate) -> str:
     """
     uuid = request.uuid or str(uuidlib.uuid4())
     with core.locks.hold(uuid):
-        with core.db.write() as session:
-            make_room(session, tenant, uuid, request.alias)
-            volume = _row(tenant, uuid, request)
-            calls = _place(core, session, volume, request.storage_class)
-            session.add(volume)
+        volume, calls = capacity.retried(
+            core, lambda session: _intend(core, session, tenant, uuid, request)
+        )
         finish(core, volume, calls)
     return uuid
+
+
+def _intend(
+    core: Core, session: Session, tenant: str, uuid: str, request: wire.VolumeCreate
+) -> tuple[models.Volume, dict[str, Call[Any]]]:
+    make_room(session, tenant, uuid, request.alias)
+    volume = _row(tenant, uuid, request)
+    calls = _place(core, session, volume)
+    session.add(volume)
+    return volume, calls
 
 
 def make_room(session: Session, tenant: str, uuid: str, alias: str) -> None:
@@ -127,42 +132,18 @@ def _row(tenant: str, uuid: str, request: wire.VolumeCreate) -> models.Volume:
     )
 
 
-def _place(
-    core: Core, session: Session, volume: models.Volume, asked: wire.StorageClass
-) -> dict[str, Call[Any]]:
+def _place(core: Core, session: Session, volume: models.Volume) -> dict[str, Call[Any]]:
     size = naming.replica_bytes(volume.capacity, volume.num_replicas)
-    ask = placement.Ask(
-        replicas=volume.num_replicas,
-        charge=capacity.replica_charge(core.conf, size, volume.provisioning_type),
-        zones=asked.zones,
-        racks=asked.racks,
-        regions=asked.regions,
-        same_rack_allowed=asked.same_rack_allowed,
-    )
+    ask = placing.ask_for(core, volume, size=size)
     calls = {}
-    for backend_id in placement.place(capacity.candidates(session), ask):
-        backend = session.get_one(models.Backend, backend_id)
-        replica = add_replica(volume, backend, size, ask.charge)
-        spec = ReplicaSpec(volume_id=volume.uuid, bytes=size)
+    spots = placing.choose(core, session, ask)
+    for spot in sorted(spots):
+        replica = placing.add_replica(session, volume, spot.backend_id, spot.pool, size, ask)
+        replica.position = spots.index(spot)
+        backend = session.get_one(models.Backend, spot.backend_id)
+        spec = placing.replica_spec(volume, replica)
         calls[replica.uuid] = building.put_replica(backend, replica.uuid, spec)
     return calls
-
-
-def add_replica(
-    volume: models.Volume, backend: models.Backend, size: int, charge: int
-) -> models.Replica:
-    """Add the row of a replica to a volume. Its uuid is never used a second time."""
-    replica = models.Replica(
-        uuid=str(uuidlib.uuid4()),
-        backend_id=backend.persistent_id,
-        position=len(volume.replicas),
-        bytes=size,
-        reserved_bytes=charge,
-        state=REPLICA_AVAILABLE,
-        state_since=now_ms(),
-    )
-    volume.replicas.append(replica)
-    return replica
 
 
 def finish(core: Core, volume: models.Volume, calls: dict[str, Call[Any]]) -> None:
@@ -191,9 +172,10 @@ def extend(core: Core, tenant: str, text: str, gib: int) -> None:
     if uuid is None:
         raise missing(text)
     with core.locks.hold(uuid):
-        with core.db.write() as session:
-            row = find(session, tenant, uuid)
-            extending.intend(core, session, row, gib)
+        capacity.retried(
+            core,
+            lambda session: extending.intend(core, session, find(session, tenant, uuid), gib),
+        )
         extending.finish(core, uuid)
 
 

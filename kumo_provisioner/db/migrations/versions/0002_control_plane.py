@@ -39,7 +39,10 @@ def _added() -> dict[str, tuple[sa.Column, ...]]:
             _flag("cordoned", default=False),
             _number("max_iops"),
             _number("max_bw"),
+            _number("sold_iops"),
+            _number("sold_bw"),
             _number("generation"),
+            _number("seen_generation", -1),
             _number("last_heartbeat"),
             _number("node_generation", -1),
             _number("next_reconcile"),
@@ -100,6 +103,7 @@ POOLS = sa.table(
     sa.column("used_bytes"),
     sa.column("metadata_percent"),
     sa.column("charged_bytes"),
+    sa.column("replicas"),
     sa.column("ssds", sa.JSON()),
     *(sa.column(name) for name in NUMBERS),
 )
@@ -145,6 +149,7 @@ def _pools() -> None:
         sa.Column("charged_bytes", BIG, nullable=False),
         sa.Column("sold_iops", BIG, nullable=False),
         sa.Column("sold_bw", BIG, nullable=False),
+        sa.Column("replicas", BIG, nullable=False),
         sa.Column("declared_iops", BIG, nullable=False),
         sa.Column("declared_bw", BIG, nullable=False),
         sa.Column("measured_iops", BIG, nullable=False),
@@ -282,10 +287,17 @@ def _fill() -> None:
             "used_bytes": used,
             "metadata_percent": 0.0,
             "charged_bytes": _charged(connection, backend_id),
+            "replicas": _replicas(connection, backend_id),
             "ssds": [],
         }
         row |= dict.fromkeys(NUMBERS, 0)
         connection.execute(POOLS.insert().values(row))
+
+
+def _replicas(connection: sa.Connection, backend_id: str) -> int:
+    table = sa.table("replicas", sa.column("backend_id"))
+    query = sa.select(sa.func.count()).where(table.c.backend_id == backend_id)
+    return int(connection.execute(query).scalar() or 0)
 
 
 def _charged(connection: sa.Connection, backend_id: str) -> int:

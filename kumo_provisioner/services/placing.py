@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Placement over the fleet of the record: which pools get the replicas of a volume."""
+
+from __future__ import annotations
+
+import uuid as uuidlib
+from collections.abc import Iterable
+from typing import NamedTuple, cast
+
+from oslo_config import cfg
+from sqlalchemy import Integer, Table, select, type_coerce
+from sqlalchemy.orm import Session
+
+from kumo_client import errors, naming
+from kumo_client.schemas.node import ArrayIdentity, ReplicaSource, ReplicaSpec
+from kumo_client.schemas.volume import REPLICA_AVAILABLE, StorageClass
+from kumo_provisioner import placement
+from kumo_provisioner.core import Core, now_ms
+from kumo_provisioner.db import models
+from kumo_provisioner.placement import Ask, Candidate, Refusal, Rules, Verdict
+from kumo_provisioner.services import building, capacity
+
+_NODE = cast(Table, models.Backend.__table__).c
+_POOL = cast(Table, models.Pool.__table__).c
+# In the order of the fields of Candidate. Flags as numbers: converting them takes as long as the
+# rest of a row, and there are thousands of rows.
+_COLUMNS = (
+    _NODE.persistent_id,
+    _POOL.name,
+    _NODE.name,
+    _NODE.state,
+    _NODE.mode,
+    type_coerce(_NODE.cordoned, Integer),
+    _NODE.rack,
+    _NODE.zone,
+    _NODE.region,
+    _NODE.max_iops,
+    _NODE.max_bw,
+    _NODE.sold_iops,
+    _NODE.sold_bw,
+    _POOL.state,
+    type_coerce(_POOL.spans, Integer),
+    _POOL.total_bytes,
+    _POOL.used_bytes,
+    _POOL.charged_bytes,
+    capacity.MAX_IOPS,
+    capacity.MAX_BW,
+    _POOL.sold_iops,
+    _POOL.sold_bw,
+    _POOL.iops,
+    _POOL.bw,
+    _POOL.used_at,
+)
+_QUERY = select(*_COLUMNS).select_from(
+    cast(Table, models.Pool.__table__).join(cast(Table, models.Backend.__table__))
+)
+
+
+def rules(conf: cfg.ConfigOpts) -> Rules:
+    """The rules that the configuration gives."""
+    chosen = conf.placement
+    return Rules(
+        max_fill=chosen.max_fill_percent / 100,
+        hot=chosen.hot_percent / 100,
+        fresh_since=now_ms() - int(chosen.use_max_age * 1000),
+        capacity=chosen.capacity_weight,
+        guarantees=chosen.guarantee_weight,
+        use=chosen.use_weight,
+    )
+
+
+def candidates(session: Session, backend_id: str | None = None) -> list[Candidate]:
+    """All pools of all nodes, or of one, as placement sees them."""
+    query = _QUERY if backend_id is None else _QUERY.where(_NODE.persistent_id == backend_id)
+    return list(map(Candidate._make, session.connection().execute(query)))
+
+
+def ask_for(
+    core: Core, volume: models.Volume, *, replicas: int | None = None, size: int | None = None
+) -> Ask:
+    """What to ask for more replicas of a volume: those of its storage class, charges included.
+
+    :param replicas: how many; unset: those that the volume was asked with.
+    :param size: bytes of each; unset: as its capacity needs.
+    """
+    asked = StorageClass.model_validate(volume.storage_class)
+    if size is None:
+        size = naming.replica_bytes(volume.capacity, volume.num_replicas)
+    iops, bw = capacity.guarantee(asked, max(volume.capacity, volume.wanted_capacity))
+    return Ask(
+        replicas=volume.num_replicas if replicas is None else replicas,
+        charge=capacity.replica_charge(core.conf, size, volume.provisioning_type),
+        iops=iops,
+        bw=bw,
+        zones=asked.zones,
+        racks=asked.racks,
+        regions=asked.regions,
+        same_rack_allowed=asked.same_rack_allowed,
+        allow_span=asked.allow_span,
+        taken=frozenset(one.backend_id for one in volume.replicas),
+        taken_racks=frozenset(one.backend.rack for one in volume.replicas),
+    )
+
+
+def choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
+    """Pools for new replicas, on different nodes. Charge them with :func:`add_replica` in the same
+    transaction, run by :func:`capacity.retried`.
+
+    :raises NoSpaceError: naming the filter that refused each node.
+    """
+    return placement.place(candidates(session), ask, rules(core.conf))
+
+
+def add_replica(
+    session: Session, volume: models.Volume, backend_id: str, pool: str, size: int, ask: Ask
+) -> models.Replica:
+    """Add the row of a replica to a volume and charge its pool. Its uuid is never used a second
+    time. Several are added in the order of their backend ids (see capacity).
+
+    :raises LostRaceError: when the pool has no room any more.
+    """
+    replica = models.Replica(
+        uuid=str(uuidlib.uuid4()),
+        backend_id=backend_id,
+        pool=pool,
+        position=1 + max((one.position for one in volume.replicas), default=-1),
+        bytes=size,
+        reserved_bytes=ask.charge,
+        sold_iops=ask.iops,
+        sold_bw=ask.bw,
+        state=REPLICA_AVAILABLE,
+        state_since=now_ms(),
+    )
+    capacity.take(session, replica)
+    volume.replicas.append(replica)
+    return replica
+
+
+def replica_spec(
+    volume: models.Volume,
+    replica: models.Replica,
+    *,
+    source: ReplicaSource | None = None,
+    array: ArrayIdentity | None = None,
+) -> ReplicaSpec:
+    """What the node of a replica is told to make."""
+    caps = capacity.limits(StorageClass.model_validate(volume.storage_class), volume.capacity)
+    return ReplicaSpec(
+        volume_id=volume.uuid,
+        bytes=replica.bytes,
+        pool=replica.pool or None,
+        source=source,
+        array=array,
+        limits=caps if caps.max_iops or caps.max_bw else None,
+    )
+
+
+class Growth(NamedTuple):
+    """What a pool is to be charged with besides: bytes, guaranteed operations, KB/s."""
+
+    backend: models.Backend
+    pool: str
+    size: int
+    iops: int = 0
+    bw: int = 0
+
+
+def refuse_growth(session: Session, wanted: Iterable[Growth]) -> None:
+    """Make sure that these pools can be charged with more, for what has to be on them.
+
+    :raises BackendUnavailableError: when a node is down.
+    :raises NoSpaceError: for the first that cannot, naming filter and reason.
+    """
+    for more in wanted:
+        node = more.backend
+        building.need_available(node)
+        known = [one for one in candidates(session, node.persistent_id) if one.pool == more.pool]
+        refusal = Refusal("pool-state", "the node has no such pool")
+        if known:
+            found = placement.growing(known[0], Ask(1, more.size, more.iops, more.bw))
+            if found is None:
+                continue
+            refusal = found
+        verdict = Verdict(node.persistent_id, node.name, more.pool, *refusal)
+        raise errors.NoSpaceError(
+            f"pool {more.pool} of node {node.name or node.persistent_id} cannot take it: "
+            f"{refusal.refused_by}: {refusal.reason}",
+            node=node.persistent_id,
+            details={"refusals": [verdict.told()]},
+        )
