@@ -64,7 +64,35 @@ DATABASE_OPTS = [
         secret=True,
         help="SQLAlchemy URL of the database. The directory of an SQLite file must exist, be on "
         "local disk and belong to the user of the service. The schema of SQLite is "
-        "brought up to date at each start, that of others by 'kumo-provisioner db upgrade'.",
+        "brought up to date at each start, that of others by 'kumo-provisioner db upgrade'. "
+        "Several instances need PostgreSQL (postgresql+psycopg://user:password@host/name) or "
+        "MariaDB (mysql+pymysql://user:password@host/name).",
+    ),
+    cfg.IntOpt(
+        "max_connections",
+        default=30,
+        min=10,
+        help="Most connections of one instance to PostgreSQL or MariaDB. The server must allow "
+        "that many for each instance; raise both when requests fail because all connections are "
+        "in use.",
+    ),
+]
+
+INSTANCES_OPTS = [
+    cfg.FloatOpt(
+        "heartbeat_interval",
+        default=2.0,
+        min=0.1,
+        help="Seconds between two signs of life of an instance that shares its database with "
+        "others.",
+    ),
+    cfg.FloatOpt(
+        "dead_after",
+        default=12.0,
+        min=0.5,
+        help="Seconds without a sign of life after which an instance counts as dead and others "
+        "take its work over. At least four times 'heartbeat_interval'; the same for all instances. "
+        "Smaller is faster, but an instance that only stands still for that long loses its work.",
     ),
 ]
 
@@ -210,6 +238,7 @@ RECONCILE_OPTS = [
 GROUPS = {
     "server": SERVER_OPTS,
     "database": DATABASE_OPTS,
+    "instances": INSTANCES_OPTS,
     "nodes": NODES_OPTS,
     "placement": PLACEMENT_OPTS,
     "reconcile": RECONCILE_OPTS,
@@ -251,4 +280,9 @@ def load(files: Sequence[str] = ()) -> cfg.ConfigOpts:
                 getattr(getattr(conf, group), option.dest)
     except (cfg.Error, ValueError) as exc:
         raise errors.ConfigError(f"the configuration is wrong: {exc}") from exc
+    if conf.instances.dead_after < 4 * conf.instances.heartbeat_interval:
+        raise errors.ConfigError(
+            "the configuration is wrong: [instances] dead_after must be at least four times "
+            "heartbeat_interval"
+        )
     return conf

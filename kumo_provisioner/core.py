@@ -5,19 +5,16 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-import time
 from typing import Any
 
 from oslo_config import cfg
 
+from kumo_provisioner.clock import now_ms as now_ms
 from kumo_provisioner.db.engine import Database
+from kumo_provisioner.instances import Instances
+from kumo_provisioner.leases import Leases
 from kumo_provisioner.locks import Locks
 from kumo_provisioner.nodes import Nodes
-
-
-def now_ms() -> int:
-    """Milliseconds since the epoch."""
-    return time.time_ns() // 1_000_000
 
 
 @dataclasses.dataclass
@@ -35,16 +32,46 @@ class Core:
     # Only one reconcile at a time.
     reconciling: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
+    instances: Instances | None = None
+    leases: Leases | None = None
+
     @classmethod
     def make(cls, conf: cfg.ConfigOpts) -> Core:
-        """Connect everything.
+        """Make everything; nothing is asked of database or nodes yet.
 
         :raises ConfigError: when a file is missing or the database cannot be used.
         """
         nodes = Nodes(conf)
-        database = Database(conf.database.connection)
-        return cls(conf, database, nodes, Locks(conf.server.lock_timeout))
+        database = Database(conf.database.connection, conf.database.max_connections)
+        return cls(conf, database, nodes, Locks(conf.server.lock_timeout)).share()
+
+    def share(self) -> Core:
+        """Prepare to work with other instances on one database, if it is of such a kind."""
+        if not self.db.is_sqlite:
+            self.instances = Instances(self.conf, self.db, on_death=self.wake.set)
+            self.leases = Leases(self.db, self.instances)
+            self.locks = Locks(self.locks.timeout, self.leases)
+            self.nodes.guard = self.locks.verify
+        return self
+
+    def start(self) -> None:
+        """Become the one provisioner of an SQLite file, or one of several.
+
+        :raises ConfigError: when that is not possible.
+        """
+        if self.db.is_sqlite:
+            self.db.claim()
+            self.db.upgrade()
+            return
+        self.db.check_schema()
+        if self.instances is not None and self.leases is not None:
+            self.instances.start()
+            self.leases.start()
 
     def close(self) -> None:
+        """End in order; leases that are still held count until they are noticed to be dead."""
+        if self.leases is not None and self.instances is not None:
+            self.leases.stop()
+            self.instances.stop()
         self.nodes.close()
         self.db.close()

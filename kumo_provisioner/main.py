@@ -81,9 +81,7 @@ def _serve(options: cfg.ConfigOpts) -> None:
     tokens = auth.Tokens.load(options.server.token_file)
     certificate, key = _check_tls(options)
     core = Core.make(options)
-    if core.db.is_sqlite:
-        core.db.claim()
-        core.db.upgrade()
+    core.start()
     listen = options.server
     LOG.info("Serving on %s port %s", listen.listen_address, listen.listen_port)
     config = uvicorn.Config(

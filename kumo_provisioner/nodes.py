@@ -75,7 +75,11 @@ def read_token(path: str) -> str:
 
 
 class Nodes:
-    """Clients to all nodes, one per address, made when first needed."""
+    """Clients to all nodes, one per address, made when first needed.
+
+    :ivar guard: called before each call; raises when the caller has lost its right to make it.
+    :ivar doubtful: ids of backends of which nobody knows whether they did what they were asked.
+    """
 
     def __init__(self, conf: cfg.ConfigOpts) -> None:
         self._conf = conf.nodes
@@ -83,6 +87,8 @@ class Nodes:
         ca_file = self._conf.ca_file
         if ca_file and not pathlib.Path(ca_file).is_file():
             raise errors.ConfigError(f"[nodes] ca_file: {ca_file} does not exist")
+        self.guard: Callable[[], None] = lambda: None
+        self.doubtful: set[str] = set()
         self._clients: dict[tuple[Address, bool], Node] = {}
         self._guard = threading.Lock()
         self._pool = ThreadPoolExecutor(self._conf.parallel, "node-call")
@@ -124,6 +130,18 @@ class Nodes:
 
     def _one(self, call: Call[Any], probing: bool) -> Outcome[Any]:
         address, function = call
+        outcome = self._guarded_call(address, function, probing)
+        if outcome.unknown and not probing:
+            self.doubtful.add(address.backend_id)
+        return outcome
+
+    def _guarded_call(
+        self, address: Address, function: Callable[[Node], Any], probing: bool
+    ) -> Outcome[Any]:
+        try:
+            self.guard()
+        except errors.BusyError as exc:
+            return Outcome(error=exc)
         try:
             return Outcome(value=function(self.client(address, probing=probing)))
         except errors.KumoError as exc:

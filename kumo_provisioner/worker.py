@@ -61,6 +61,7 @@ class Worker:
         try:
             with self._core.locks.hold(f"duty:{duty.name}", timeout=0):
                 while not self._stopping.is_set():
+                    self._core.locks.verify()
                     with request_id.use(None):
                         duty.run(self._core)
                     self._stopping.wait(duty.interval(self._core))

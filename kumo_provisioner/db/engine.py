@@ -1,38 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The database: engine, transactions and migrations.
-
-SQLite is the default: write-ahead log, every commit synced to disk, and write transactions that
-take the write lock at their beginning, so that what a transaction read is still true when it
-commits. Statements and their meaning: sqlite.org/pragma.html and sqlite.org/lang_transaction.html.
-"""
+"""The database: transactions, whatever kind it is."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import pathlib
 import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import alembic.command
-import alembic.config
 import sqlalchemy
 from oslo_log import log
-from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
 from kumo_client import errors
-from kumo_provisioner.db import failures
+from kumo_provisioner.db import dialects, failures, fence, schema
 
 LOG = log.getLogger(__name__)
 T = TypeVar("T")
-MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
-BUSY_TIMEOUT_MS = 15000
+DEFAULT_CONNECTIONS = 30
 TRIES = 6
 # Seconds before the second try; twice as long before each further one.
 FIRST_PAUSE = 0.02
@@ -43,31 +33,26 @@ class _Phase:
 
 
 class Database:
-    """Transactions over one engine.
+    """Transactions over one database.
 
     :param url: SQLAlchemy URL, for example ``sqlite:////var/lib/kumo/provisioner.db``.
+    :param connections: most connections at the same time, for databases other than SQLite.
+    :ivar lease_engine: commits each statement by itself; None for SQLite.
     :raises ConfigError: when the URL cannot be used.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, connections: int = DEFAULT_CONNECTIONS) -> None:
         try:
             self.url = make_url(url)
         except sqlalchemy.exc.ArgumentError as exc:
             raise errors.ConfigError("[database] connection is no database URL") from exc
         self._claim: int | None = None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
-        options: dict[str, Any] = {"pool_pre_ping": not self.is_sqlite}
-        if self.is_sqlite and self.url.database in (None, "", ":memory:"):
-            raise errors.ConfigError("[database] connection: an SQLite database needs a file")
-        if self.is_sqlite:
-            options = {"pool_size": 20, "max_overflow": 60, "pool_timeout": 20}
-        self.engine = sqlalchemy.create_engine(self.url, **options)
-        if self.is_sqlite:
-            event.listen(self.engine, "connect", _on_sqlite_connect)
-            event.listen(self.engine, "begin", _on_sqlite_begin)
-        self._reader = sessionmaker(self.engine, expire_on_commit=False)
-        writing = self.engine.execution_options(kumo_write=True)
-        self._writer = sessionmaker(writing, expire_on_commit=False)
+        self._engines = dialects.make(self.url, connections)
+        self.engine = self._engines.writing
+        self.lease_engine = self._engines.leases
+        self._reader = sessionmaker(self._engines.reading, expire_on_commit=False)
+        self._writer = sessionmaker(self._engines.writing, expire_on_commit=False)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -75,17 +60,19 @@ class Database:
 
         :raises DatabaseUnavailableError: when the database cannot be used.
         """
-        with self._translated(), self._reader() as session, session.begin():
+        with self.translated(), self._reader() as session, session.begin():
             yield session
 
     @contextmanager
     def write(self) -> Iterator[Session]:
         """A transaction that commits at its end, or rolls back on an exception.
 
-        :raises BusyError: when another transaction was in the way; nothing was written.
+        :raises BusyError: when another transaction was in the way, or a lease under which this
+            is done has been lost; nothing was written.
         :raises DatabaseUnavailableError: when the database cannot be used.
         """
-        with self._translated() as phase, self._writer() as session, session.begin():
+        with self.translated() as phase, self._writer() as session, session.begin():
+            fence.check(session)
             yield session
             session.flush()
             phase.committing = True
@@ -109,7 +96,8 @@ class Database:
         raise AssertionError("the last try returns or raises")
 
     @contextmanager
-    def _translated(self) -> Iterator[_Phase]:
+    def translated(self) -> Iterator[_Phase]:
+        """Make errors of the database errors of ours; see :mod:`kumo_provisioner.db.failures`."""
         phase = _Phase()
         try:
             yield phase
@@ -122,19 +110,13 @@ class Database:
     def upgrade(self) -> None:
         """Bring the schema to the newest version.
 
-        :raises ConfigError: when the database cannot be opened.
+        :raises ConfigError: when the database cannot be used.
         """
-        config = alembic.config.Config()
-        config.set_main_option("script_location", str(MIGRATIONS))
-        try:
-            with self.engine.execution_options(kumo_write=True).connect() as connection:
-                config.attributes["connection"] = connection
-                alembic.command.upgrade(config, "head")
-        except sqlalchemy.exc.OperationalError as exc:
-            raise errors.ConfigError(
-                f"the database {self.url.render_as_string()} cannot be used: {exc.orig}",
-                way_out="check [database] connection, and that its directory exists",
-            ) from exc
+        schema.upgrade(self.engine)
+
+    def check_schema(self) -> None:
+        """:raises ConfigError: when the schema is not that of this program."""
+        schema.check(self.engine)
 
     def claim(self) -> None:
         """Make sure that no second provisioner works on this SQLite file.
@@ -159,23 +141,7 @@ class Database:
             raise errors.ConfigError(f"{path}: {exc.strerror}") from exc
 
     def close(self) -> None:
-        self.engine.dispose()
+        self._engines.dispose()
         if self._claim is not None:
             os.close(self._claim)
             self._claim = None
-
-
-def _on_sqlite_connect(connection: Any, _record: Any) -> None:
-    # The driver's own transaction handling begins transactions late; ours is explicit.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_MS}")
-    cursor.execute("PRAGMA journal_mode = WAL")
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _on_sqlite_begin(connection: Any) -> None:
-    writing = connection.get_execution_options().get("kumo_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")

@@ -417,7 +417,8 @@ class Counter(Base):
 
 
 class Instance(Base):
-    """A running provisioner. It counts as dead when ``heartbeat`` (ms) is too old."""
+    """A running provisioner. It raises ``heartbeat`` (about ms since the epoch) all the time, and
+    counts as dead when others see no change of it; nobody compares it with a clock."""
 
     __tablename__ = "instances"
     uuid: Mapped[str] = mapped_column(String(36), primary_key=True)
@@ -427,11 +428,16 @@ class Instance(Base):
 
 
 class Lease(Base):
-    """The right of one instance to work on something: a volume, a node, a background duty."""
+    """The right of one instance to work on something: a volume, a node, a background duty.
+
+    It goes with the instance; one that was declared dead cannot take any.
+    """
 
     __tablename__ = "leases"
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
-    instance_id: Mapped[str] = mapped_column(String(36), index=True)
+    instance_id: Mapped[str] = mapped_column(
+        ForeignKey("instances.uuid", ondelete="CASCADE"), index=True
+    )
     token: Mapped[str] = mapped_column(String(36))
     taken: Mapped[int] = mapped_column(BigInteger)
 

@@ -244,6 +244,7 @@ def _instances() -> None:
         sa.Column("instance_id", UUID, nullable=False, index=True),
         sa.Column("token", UUID, nullable=False),
         sa.Column("taken", BIG, nullable=False),
+        sa.ForeignKeyConstraint(["instance_id"], ["instances.uuid"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("name"),
     )
 

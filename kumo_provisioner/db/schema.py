@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Versions of the schema."""
+
+from __future__ import annotations
+
+import pathlib
+
+import alembic.command
+import alembic.config
+import alembic.util
+import sqlalchemy
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from kumo_client import errors
+from kumo_provisioner.db.dialects import COLLATION
+
+MIGRATIONS = pathlib.Path(__file__).with_name("migrations")
+
+
+def _config() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config
+
+
+def upgrade(engine: sqlalchemy.Engine) -> None:
+    """Bring the schema to the newest version.
+
+    :raises ConfigError: when the database cannot be used, or is newer than this program.
+    """
+    config = _config()
+    try:
+        with engine.connect() as connection:
+            if engine.dialect.name in ("mysql", "mariadb"):
+                _set_collation(connection, engine.url.database or "")
+            config.attributes["connection"] = connection
+            alembic.command.upgrade(config, "head")
+            connection.commit()
+    except sqlalchemy.exc.DBAPIError as exc:
+        raise unusable(engine, exc) from exc
+    except alembic.util.CommandError as exc:
+        raise errors.ConfigError(
+            f"the schema of the database is not known here: {exc}",
+            way_out="run the release that made it, or a newer one",
+        ) from exc
+
+
+def _set_collation(connection: sqlalchemy.Connection, database: str) -> None:
+    """Names that differ in case or in blanks at their end are different, as elsewhere."""
+    quoted = connection.dialect.identifier_preparer.quote_identifier(database)
+    connection.exec_driver_sql(f"ALTER DATABASE {quoted} CHARACTER SET utf8mb4 COLLATE {COLLATION}")
+    connection.commit()
+
+
+def check(engine: sqlalchemy.Engine) -> None:
+    """Refuse to work on another schema than that of this program.
+
+    :raises ConfigError: when it is another one, or the database cannot be used.
+    """
+    try:
+        with engine.connect() as connection:
+            current = MigrationContext.configure(connection).get_current_revision()
+    except sqlalchemy.exc.DBAPIError as exc:
+        raise unusable(engine, exc) from exc
+    head = ScriptDirectory.from_config(_config()).get_current_head()
+    if current != head:
+        raise errors.ConfigError(
+            f"the schema of the database is {current or 'not there'} and must be {head}",
+            way_out="run 'kumo-provisioner db upgrade' while no instance runs",
+        )
+
+
+def unusable(engine: sqlalchemy.Engine, exc: sqlalchemy.exc.DBAPIError) -> errors.ConfigError:
+    """The error of a database that cannot be opened; tells no password."""
+    return errors.ConfigError(
+        f"the database {engine.url.render_as_string()} cannot be used: {exc.orig}",
+        way_out="check [database] connection, and that the database (for SQLite: its directory) "
+        "exists and may be used",
+    )
