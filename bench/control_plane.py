@@ -25,10 +25,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import sqlalchemy
-from tests.fakes.databases import PostgreSQL
 
 from bench import fleet, load, seed
 from kumo_client.schemas.backend import BackendCreate
+from tests.fakes.databases import PostgreSQL
 from tests.fakes.provisioner import ProvisionerProcess
 
 FLOOR_COMMITS = 200

@@ -41,18 +41,22 @@ def _free_port() -> int:
 
 
 class Server:
-    """A database server of one's own; ``url`` is for SQLAlchemy."""
+    """A database server of one's own; ``url`` is for SQLAlchemy.
+
+    :param directory: where it may keep its data, unless this is root: then the server runs as
+        another user, who might not get there.
+    """
 
     program: ClassVar[Path]
     package: ClassVar[str]
     account: ClassVar[str]
 
-    def __init__(self) -> None:
+    def __init__(self, directory: Path | None = None) -> None:
         assert self.program.exists(), (
             f"{self.program} is missing: install the package {self.package} (see bindep.txt)"
         )
-        # The server refuses to run as root, and its user must reach its directory.
-        self.root = Path(tempfile.mkdtemp(prefix="kumo-db-", dir="/tmp"))
+        above = directory.parent if directory and os.geteuid() else Path("/tmp")
+        self.root = Path(tempfile.mkdtemp(prefix="kumo-db-", dir=above))
         self.user: str | None = None
         if os.geteuid() == 0:
             known = {one.pw_name for one in pwd.getpwall()}
@@ -64,9 +68,8 @@ class Server:
         self.process: subprocess.Popen[bytes] | None = None
         try:
             self._prepare()
-            self.start()
         except BaseException:
-            self.close()
+            self.stop()
             raise
 
     url: str
@@ -114,23 +117,23 @@ class Server:
                 time.sleep(0.1)
 
     def kill(self) -> None:
-        """End it as a loss of power does to the process: what was not synced is lost."""
+        """End it at once (SIGKILL); it may be started again."""
         self._end(signal.SIGKILL)
 
-    def stop(self) -> None:
-        """End it in order; connections are broken, not waited for."""
+    def end(self) -> None:
+        """End it in order, without waiting for its clients; it may be started again."""
         self._end(signal.SIGINT if self.package.startswith("postgresql") else signal.SIGTERM)
+
+    def stop(self) -> None:
+        """End it for good and leave nothing behind."""
+        self.kill()
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:
             self.process.send_signal(number)
             self.process.wait(timeout=30)
             self.process = None
-
-    def close(self) -> None:
-        """End it and leave nothing behind."""
-        self.kill()
-        shutil.rmtree(self.root, ignore_errors=True)
 
 
 class PostgreSQL(Server):
