@@ -235,6 +235,27 @@ RECONCILE_OPTS = [
     ),
 ]
 
+SNAPSHOTS_OPTS = [
+    cfg.FloatOpt(
+        "hold_seconds",
+        default=10.0,
+        min=1.0,
+        max=20.0,
+        help="Longest time in seconds for which the agent of a host may hold the writes to an "
+        "attached replicated volume while its snapshot is taken. Usually it takes a small part "
+        "of a second; the limit counts when a node or the provisioner is in trouble.",
+    ),
+    cfg.FloatOpt(
+        "hold_wait",
+        default=3.0,
+        min=0.0,
+        max=8.0,
+        help="Seconds to wait for the agent to hold the writes, and again for its word that they "
+        "were held throughout. Without it the snapshot is made of one replica, and the other "
+        "replicas of a volume made from it have to be synchronised.",
+    ),
+]
+
 GROUPS = {
     "server": SERVER_OPTS,
     "database": DATABASE_OPTS,
@@ -242,6 +263,7 @@ GROUPS = {
     "nodes": NODES_OPTS,
     "placement": PLACEMENT_OPTS,
     "reconcile": RECONCILE_OPTS,
+    "snapshots": SNAPSHOTS_OPTS,
 }
 
 

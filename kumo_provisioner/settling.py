@@ -54,7 +54,7 @@ def refuse(row: models.Volume, *some: str) -> None:
     for kind in kinds(row):
         if kind in some:
             raise errors.BusyError(
-                f"{_MEANING.get(kind, kind)} of volume {row.uuid} is not finished",
+                f"{_MEANING.get(kind, kind)} of volume {row.uuid} is under way",
                 volume=row.uuid,
                 way_out="repeat the call later; see the states of its replicas and nodes",
             )

@@ -15,7 +15,7 @@ MANY = list[wire.Snapshot]
 
 @both(routes, "POST", "/snapshots", response_model=None)
 def create(core: CoreArg, tenant: TenantArg, body: wire.SnapshotCreate) -> Any:
-    """Take a snapshot; a replicated volume must not be published."""
+    """Take a snapshot, of an attached volume too; ``coherent`` tells what is captured."""
     return success(snapshotID=snapshots.create(core, tenant, body))
 
 

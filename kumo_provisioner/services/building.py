@@ -31,7 +31,7 @@ Retire = Callable[[Session], list[str]]
 def build(
     core: Core,
     calls: Mapping[str, Call[Any]],
-    commit: Callable[[], None],
+    commit: Callable[[], object],
     retire: Retire,
     name: str,
 ) -> None:

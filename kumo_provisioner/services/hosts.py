@@ -61,6 +61,8 @@ def register(session: Session, request: wire.HostProbe) -> models.Host:
     row.client_type = request.client_type
     row.version = request.version
     row.duration = request.duration
+    row.multipath = request.multipath
+    row.abilities = list(request.abilities)
     row.last_probe = now_ms()
     session.flush()
     return row

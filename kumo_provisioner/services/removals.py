@@ -45,6 +45,22 @@ def retire_snapshot(session: Session, snapshot: models.Snapshot) -> list[str]:
     return uuids
 
 
+def retire_part(session: Session, part: models.SnapshotPart) -> str:
+    """Delete the row of one part of a snapshot and list it for removal; gives its uuid."""
+    session.add(capacity.retire(session, models.SNAPSHOT, part))
+    part.snapshot.parts.remove(part)
+    session.flush()
+    return part.uuid
+
+
+def retire_replica(session: Session, replica: models.Replica) -> str:
+    """Delete the row of one replica of a volume and list it for removal; gives its uuid."""
+    session.add(capacity.retire(session, models.REPLICA, replica))
+    replica.volume.replicas.remove(replica)
+    session.flush()
+    return replica.uuid
+
+
 def remove_call(kind: str, uuid: str) -> Callable[[Node], None]:
     """The call that takes an object away, its exports included."""
 

@@ -1,40 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
 """Snapshots, and volumes made from a snapshot or from another volume.
 
-A snapshot has one part on the node of each replica. The legs of a replicated volume are alike only
-while nobody writes, so such a volume must not be published. The volume made from it lives on the
-same nodes, each replica a copy-on-write image of the part there.
+A snapshot has one part on the node of each leg that was in sync (:mod:`.capture`). When nobody
+wrote while they were taken, or the agent of the host held the writes (:mod:`.holding`), the parts
+are alike and the snapshot is coherent: a volume made from it is complete on all of them. Otherwise
+it has one part, and the other legs of such a volume are filled by its host (:mod:`.copies`).
 """
 
 from __future__ import annotations
 
 import uuid as uuidlib
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 from oslo_log import log
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
-from kumo_client import errors, naming
+from kumo_client import errors
 from kumo_client.schemas import snapshot as wire
-from kumo_client.schemas.node import ArrayIdentity, ReplicaSource, SnapshotSpec
-from kumo_client.schemas.volume import REPLICA_AVAILABLE, CloneCreate
+from kumo_client.schemas.node import SnapshotSpec
+from kumo_client.schemas.volume import CloneCreate
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Call
-from kumo_provisioner.services import building, capacity, placing, removals, view, volumes
+from kumo_provisioner.services import (
+    building,
+    capacity,
+    capture,
+    copies,
+    events,
+    holding,
+    placing,
+    removals,
+    view,
+    volumes,
+)
 from kumo_provisioner.services.placing import Growth
 
 LOG = log.getLogger(__name__)
-
-
-class Source(NamedTuple):
-    """What a replica of a copy is made from: ``size`` bytes on a pool of a node."""
-
-    backend: models.Backend
-    pool: str
-    size: int
-    origin: ReplicaSource
 
 
 def missing(text: str) -> errors.NotExistsError:
@@ -88,66 +92,49 @@ def of_volume(core: Core, tenant: str, uuid: str) -> list[wire.Snapshot]:
     return list_all(core, tenant, volume_id=view.normal_uuid(uuid) or "")
 
 
-def _refuse_incoherent(volume: models.Volume) -> None:
-    """Refuse a source whose legs may differ in size or content."""
-    if volume.wanted_capacity != volume.capacity:
-        raise errors.BusyError(
-            f"an extension of volume {volume.uuid} to {volume.wanted_capacity} GiB is under way",
-            volume=volume.uuid,
-            way_out="repeat the call later",
-        )
-    if not volume.replicated:
-        return
-    hosts = sorted(one.host_id for one in volume.publications)
-    if hosts:
-        raise errors.NotCoherentError(
-            f"the legs of volume {volume.uuid} cannot be captured at one moment while it is "
-            f"published to {', '.join(hosts[:4])}",
-            volume=volume.uuid,
-            way_out="detach the volume first",
-        )
-    for replica in volume.replicas:
-        if replica.state != REPLICA_AVAILABLE:
-            raise errors.NotCoherentError(
-                f"replica {replica.uuid} of volume {volume.uuid} is {replica.state}",
-                volume=volume.uuid,
-                node=replica.backend_id,
-                way_out="let the volume heal first",
-            )
-
-
 def create(core: Core, tenant: str, request: wire.SnapshotCreate) -> str:
     """Take a snapshot of a volume; gives its uuid.
 
     :raises NotExistsError: when there is no such volume.
     :raises AlreadyExistsError: when uuid or alias is taken.
-    :raises NotCoherentError: when the volume is replicated and published.
-    :raises BusyError: while an extension of the volume is unfinished.
+    :raises BusyError: while an extension or a revert of the volume is unfinished.
+    :raises StaleError: when no leg of the volume is in sync.
+    :raises NoSpaceError: when a node has no room for its part.
     :raises BackendUnavailableError: when a node could not be asked; nothing is left of it.
     """
     uuid = request.snapshot_id or str(uuidlib.uuid4())
     with core.locks.hold(uuid, request.volume_id):
-        calls = capacity.retried(
+        calls, task = capacity.retried(
             core, lambda session: _intend(core, session, tenant, uuid, request)
         )
-        building.build(
-            core,
-            calls,
-            commit=lambda: building.commit_row(core, models.Snapshot, uuid),
-            retire=building.retire_snapshot(uuid),
-            name=f"snapshot {uuid} of volume {request.volume_id}",
-        )
+        if task:
+            _take_held(core, uuid, calls, task)
+        else:
+            building.build(
+                core,
+                calls,
+                commit=lambda: _commit(core, uuid),
+                retire=building.retire_snapshot(uuid),
+                name=f"snapshot {uuid} of volume {request.volume_id}",
+            )
     return uuid
 
 
 def _intend(
     core: Core, session: Session, tenant: str, uuid: str, request: wire.SnapshotCreate
-) -> dict[str, Call[Any]]:
+) -> tuple[dict[str, Call[Any]], str]:
+    """Record a snapshot; gives the calls that make its parts, and the task that holds writes."""
     volume = volumes.find(session, tenant, request.volume_id)
     _make_room(session, tenant, uuid, request.alias)
-    _refuse_incoherent(volume)
-    row = _row(tenant, uuid, request, volume.capacity)
-    return _parts(core, session, row, volume)
+    captured = capture.plan(volume)
+    row = _row(tenant, uuid, request, volume)
+    legs = captured.legs if captured.alike or captured.host else captured.legs[:1]
+    calls = _add_parts(core, session, row, legs)
+    if not captured.alike:
+        row.coherent, row.source_replica = False, captured.source.uuid
+    if captured.host is None:
+        return calls, ""
+    return calls, holding.ask(core, session, volume, captured.host, uuid, legs)
 
 
 def _make_room(session: Session, tenant: str, uuid: str, alias: str) -> None:
@@ -161,48 +148,99 @@ def _make_room(session: Session, tenant: str, uuid: str, alias: str) -> None:
         raise errors.AlreadyExistsError(f"the alias {alias} is that of snapshot {taken}")
 
 
-def _row(tenant: str, uuid: str, request: wire.SnapshotCreate, gib: int) -> models.Snapshot:
+def _row(
+    tenant: str, uuid: str, request: wire.SnapshotCreate, volume: models.Volume
+) -> models.Snapshot:
     return models.Snapshot(
         uuid=uuid,
         tenant_id=tenant,
         alias=request.alias,
-        volume_id=request.volume_id,
+        volume_id=volume.uuid,
         status=models.CREATING,
         created=now_ms(),
-        capacity=gib,
+        capacity=volume.capacity,
         reserved_space_percentage=request.reserved_space_percentage,
+        array_state=volume.array_state,
     )
 
 
-def _parts(
-    core: Core, session: Session, row: models.Snapshot, volume: models.Volume
+def _add_parts(
+    core: Core, session: Session, row: models.Snapshot, legs: Sequence[models.Replica]
 ) -> dict[str, Call[Any]]:
-    charges = {
-        replica.uuid: capacity.snapshot_charge(
-            core.conf, replica.reserved_bytes, row.reserved_space_percentage
-        )
-        for replica in volume.replicas
-    }
-    placing.refuse_growth(
-        session, [Growth(one.backend, one.pool, charges[one.uuid]) for one in volume.replicas]
-    )
     calls = {}
-    for position, replica in enumerate(volume.replicas):
+    for position, leg in enumerate(legs):
         part = models.SnapshotPart(
             uuid=str(uuidlib.uuid4()),
-            replica_id=replica.uuid,
-            backend_id=replica.backend_id,
-            pool=replica.pool,
+            replica_id=leg.uuid,
+            backend_id=leg.backend_id,
+            pool=leg.pool,
             position=position,
-            bytes=replica.bytes,
-            reserved_bytes=charges[replica.uuid],
+            bytes=leg.bytes,
+            reserved_bytes=capacity.snapshot_charge(
+                core.conf, leg.reserved_bytes, row.reserved_space_percentage
+            ),
         )
+        placing.refuse_growth(session, [Growth(leg.backend, leg.pool, part.reserved_bytes)])
         row.parts.append(part)
-        spec = SnapshotSpec(replica=replica.uuid, snapshot_id=row.uuid)
-        calls[part.uuid] = building.put_snapshot(replica.backend, part.uuid, spec)
+        spec = SnapshotSpec(replica=leg.uuid, snapshot_id=row.uuid)
+        calls[part.uuid] = building.put_snapshot(leg.backend, part.uuid, spec)
     capacity.take_all(session, row.parts)
     session.add(row)
     return calls
+
+
+def _take_held(core: Core, uuid: str, calls: dict[str, Call[Any]], task: str) -> None:
+    """Take the parts while an agent holds the writes; without its word keep that of one leg.
+
+    :raises KumoError: when no part could be taken; nothing is left of the snapshot then.
+    """
+    held = holding.wait_held(core, task)
+    outcomes = core.nodes.call_all(calls if held else dict(list(calls.items())[:1]))
+    taken = [part for part, outcome in outcomes.items() if outcome.error is None]
+    coherent = held and len(taken) == len(calls) and holding.confirm(core, task)
+    if not coherent:
+        holding.end(core, task, "the snapshot is made of one replica")
+    failed = building.first_error(outcomes)
+    if failed is not None and not taken:
+        with core.db.write() as session:
+            parts = building.retire_snapshot(uuid)(session)
+        removals.carry_out(core, parts)
+        raise failed
+    dropped = _commit(core, uuid, taken if coherent else taken[:1], coherent=coherent)
+    removals.carry_out(core, dropped)
+
+
+def _commit(
+    core: Core, uuid: str, keep: Sequence[str] | None = None, *, coherent: bool | None = None
+) -> list[str]:
+    """Record that a snapshot is there.
+
+    :param keep: the parts that it consists of; None for all.
+    :param coherent: whether these are alike; None for what the row says.
+    :returns: uuids of the parts that go.
+    """
+
+    def commit(session: Session) -> list[str]:
+        row = session.get_one(models.Snapshot, uuid)
+        gone = [part for part in row.parts if keep is not None and part.uuid not in keep]
+        dropped = [removals.retire_part(session, part) for part in gone]
+        if coherent is not None:
+            row.coherent = coherent
+            row.source_replica = "" if coherent else row.parts[0].replica_id
+        row.status = models.AVAILABLE
+        events.record(
+            session,
+            "snapshot.created",
+            f"snapshot {uuid} of volume {row.volume_id}"
+            + ("" if row.coherent else f" from replica {row.source_replica}"),
+            tenant=row.tenant_id,
+            volume=row.volume_id,
+            snapshot=uuid,
+            coherent=row.coherent,
+        )
+        return dropped
+
+    return core.db.run(commit)
 
 
 def delete(core: Core, tenant: str, text: str) -> None:
@@ -223,13 +261,21 @@ def delete(core: Core, tenant: str, text: str) -> None:
         removals.carry_out(core, parts)
 
 
+def sources(snapshot: models.Snapshot) -> list[models.SnapshotPart]:
+    """The parts that are a source of data: all of a coherent snapshot, one of any other."""
+    parts = list(snapshot.parts)
+    if snapshot.coherent:
+        return parts
+    return [part for part in parts if part.replica_id == snapshot.source_replica]
+
+
 def create_volume(core: Core, tenant: str, request: wire.SnapshotVolumeCreate) -> str:
     """Make a volume from a snapshot; gives its uuid.
 
     :raises NotExistsError: when there is no such snapshot.
     :raises AlreadyExistsError: when uuid or alias is taken.
     :raises InvalidInputError: when it would be smaller than the snapshot.
-    :raises NoSpaceError: when a node of the snapshot has no room.
+    :raises NoSpaceError: when no node of the snapshot has room, or there is none for another leg.
     """
     uuid = request.volume_id or str(uuidlib.uuid4())
     with core.locks.hold(uuid, request.snapshot_id):
@@ -247,18 +293,15 @@ def _intend_volume(
     if not found:
         raise missing(request.snapshot_id)
     snapshot = found[0]
-    row = _copy_row(snapshot.volume, uuid, request.alias)
+    row = copies.row_like(snapshot.volume, uuid, request.alias)
     row.capacity = row.wanted_capacity = _larger(request.capacity, snapshot.capacity)
     row.snapshot_id = snapshot.uuid
     row.writable = request.writable
     row.reserved_space_percentage = request.reserved_space_percentage
     row.protocol = request.protocol
     row.storage_class = row.storage_class | _caps(request)
-    sources = [
-        Source(part.backend, part.pool, part.bytes, ReplicaSource(snapshot=part.uuid))
-        for part in snapshot.parts
-    ]
-    return row, _copy(core, session, row, sources)
+    row.array_state = capture.inherited(snapshot.array_state)
+    return row, copies.place(core, session, row, copies.of_parts(sources(snapshot)))
 
 
 def _caps(request: wire.SnapshotVolumeCreate) -> dict[str, Any]:
@@ -267,13 +310,15 @@ def _caps(request: wire.SnapshotVolumeCreate) -> dict[str, Any]:
 
 
 def clone(core: Core, tenant: str, request: CloneCreate) -> str:
-    """Make a volume from another one; gives its uuid.
+    """Make a volume from another one, attached or not; gives its uuid.
+
+    The clone of a replicated volume that a host may be writing to has one leg that is complete.
 
     :raises NotExistsError: when there is no such volume.
     :raises AlreadyExistsError: when uuid or alias is taken.
     :raises InvalidInputError: when it would be smaller than its source.
-    :raises NotCoherentError: when the source is replicated and published.
-    :raises BusyError: while an extension of the source is unfinished.
+    :raises BusyError: while an extension or a revert of the source is unfinished.
+    :raises StaleError: when no leg of the source is in sync.
     """
     uuid = request.volume_id or str(uuidlib.uuid4())
     if uuid == request.source_volume_id:
@@ -289,17 +334,15 @@ def clone(core: Core, tenant: str, request: CloneCreate) -> str:
 def _intend_clone(
     core: Core, session: Session, tenant: str, uuid: str, request: CloneCreate
 ) -> tuple[models.Volume, dict[str, Call[Any]]]:
-    source = volumes.find(session, tenant, request.source_volume_id)
-    _refuse_incoherent(source)
-    row = _copy_row(source, uuid, request.alias)
-    row.capacity = row.wanted_capacity = _larger(request.capacity, source.capacity)
-    row.source_volume_id = source.uuid
+    origin = volumes.find(session, tenant, request.source_volume_id)
+    captured = capture.plan(origin)
+    row = copies.row_like(origin, uuid, request.alias)
+    row.capacity = row.wanted_capacity = _larger(request.capacity, origin.capacity)
+    row.source_volume_id = origin.uuid
     row.reserved_space_percentage = request.reserved_space_percentage
-    sources = [
-        Source(one.backend, one.pool, one.bytes, ReplicaSource(replica=one.uuid))
-        for one in source.replicas
-    ]
-    return row, _copy(core, session, row, sources)
+    row.array_state = capture.inherited(origin.array_state)
+    legs = captured.legs if captured.alike else [captured.source]
+    return row, copies.place(core, session, row, copies.of_replicas(legs))
 
 
 def _larger(wanted: int | None, source: int) -> int:
@@ -308,54 +351,3 @@ def _larger(wanted: int | None, source: int) -> int:
             f"the source has {source} GiB, the new volume cannot have {wanted} GiB"
         )
     return wanted or source
-
-
-def _copy_row(source: models.Volume, uuid: str, alias: str) -> models.Volume:
-    """A row like that of ``source``."""
-    return models.Volume(
-        uuid=uuid,
-        tenant_id=source.tenant_id,
-        alias=alias,
-        status=models.CREATING,
-        created=now_ms(),
-        capacity=source.capacity,
-        wanted_capacity=source.capacity,
-        num_replicas=source.num_replicas,
-        provisioning_type=source.provisioning_type,
-        reserved_space_percentage=0,
-        protocol=source.protocol,
-        writable=True,
-        storage_class=dict(source.storage_class),
-    )
-
-
-def _copy(
-    core: Core,
-    session: Session,
-    row: models.Volume,
-    sources: list[Source],
-) -> dict[str, Call[Any]]:
-    """Add the rows of a copy whose replicas are on the pools of their sources."""
-    volumes.make_room(session, row.tenant_id, row.uuid, row.alias)
-    wanted = naming.replica_bytes(row.capacity, row.num_replicas)
-    array = None
-    if row.replicated:
-        array = ArrayIdentity(uuid=row.uuid, name=naming.array_name(row.alias))
-    # A leg may have grown in an extension that was given up; a copy is never smaller, and the legs
-    # of an array are alike.
-    size = max(wanted, *(source.size for source in sources))
-    ask = placing.ask_for(core, row, size=size)
-    placing.refuse_growth(
-        session, [Growth(one.backend, one.pool, ask.charge, ask.iops, ask.bw) for one in sources]
-    )
-    calls = {}
-    for position, source in sorted(
-        enumerate(sources), key=lambda one: one[1].backend.persistent_id
-    ):
-        backend_id = source.backend.persistent_id
-        replica = placing.add_replica(session, row, backend_id, source.pool, size, ask)
-        replica.position = position
-        spec = placing.replica_spec(row, replica, source=source.origin, array=array)
-        calls[replica.uuid] = building.put_replica(source.backend, replica.uuid, spec)
-    session.add(row)
-    return calls

@@ -147,6 +147,8 @@ def snapshot(row: models.Snapshot) -> wire_snapshot.Snapshot:
         capacity=row.capacity,
         reserved_space=row.capacity * row.reserved_space_percentage // 100,
         timestamp=row.created,
+        coherent=row.coherent,
+        tenant_id=row.tenant_id,
     )
 
 

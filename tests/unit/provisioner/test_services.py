@@ -256,30 +256,6 @@ def test_a_copy_is_not_smaller_than_its_source(core, three):
         snapshots.clone(core, T, CloneCreate(source_volume_id=uid, alias="c", volume_id=uid))
 
 
-def test_legs_of_an_attached_volume_are_not_captured(core, three):
-    uid = volumes.create(core, T, volume(replicas=2))
-    published(core, uid)
-    for call in (
-        lambda: made_snapshot(core, uid),
-        lambda: snapshots.clone(core, T, CloneCreate(source_volume_id=uid, alias="c")),
-    ):
-        with pytest.raises(errors.NotCoherentError, match="detach the volume first"):
-            call()
-    single = volumes.create(core, T, volume("single"))
-    published(core, single)
-    made_snapshot(core, single)
-
-
-def test_a_snapshot_of_a_volume_with_a_missing_leg_is_refused(core, three):
-    uid = volumes.create(core, T, volume(replicas=2))
-    place = shown(core, uid).location[0]
-    del node_of(core, place).state.replicas[place.uuid]
-    assert reconcile.run(core).missing == 1
-    assert [one.replica_state for one in shown(core, uid).location] == ["Missing", "Available"]
-    with pytest.raises(errors.NotCoherentError, match="is Missing"):
-        made_snapshot(core, uid)
-
-
 def test_a_failed_snapshot_leaves_nothing(core, three):
     uid = volumes.create(core, T, volume(replicas=2))
     last = node_of(core, shown(core, uid).location[1])
@@ -323,8 +299,12 @@ def test_what_needs_a_node_that_is_down_is_refused_at_once(core, three):
     assert backends.list_all(core, three[0].persistent_id)[0].state == "Available"
     backends.probe(core)
     assert backends.list_all(core, three[0].persistent_id)[0].state == "Unavailable"
+    single = volumes.create(core, T, volume("single"))
+    core.nodes.down.add(ports(core, node_of(core, shown(core, single).location[0])))
+    backends.probe(core)
+    backends.probe(core)
     calls = len(core.nodes.calls)
-    for call in (lambda: made_snapshot(core, uid), lambda: volumes.extend(core, T, uid, 3)):
+    for call in (lambda: made_snapshot(core, single), lambda: volumes.extend(core, T, uid, 3)):
         with pytest.raises(errors.BackendUnavailableError, match="is Unavailable"):
             call()
     assert len(core.nodes.calls) == calls
