@@ -26,10 +26,11 @@ ADMIN_PATHS = ("backends", "reconcile", "tenants")
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Who calls."""
+    """Who calls. ``tenant``: the only one that the caller may see; empty for all."""
 
     name: str
     role: str
+    tenant: str = ""
 
 
 def digest(token: str) -> str:

@@ -149,6 +149,7 @@ class Edge:
     async def _admit(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         identity = self.tokens.identify(headers.get("authorization"))
         auth.authorize(identity, scope["method"], scope["path"])
+        scope.setdefault("state", {})["identity"] = identity
         body = await _read_body(headers, receive)
         if body and scope["method"] in ("POST", "PUT", "PATCH"):
             await run_in_threadpool(_check_json, body)

@@ -6,10 +6,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, FastAPI, Path, Request
 
 from kumo_client.schemas.common import StatusAnswer, WireModel
 from kumo_client.schemas.tenant import DEFAULT_TENANT
+from kumo_provisioner import auth
 from kumo_provisioner.core import Core
 from kumo_provisioner.services import tenants
 
@@ -31,11 +32,29 @@ def _core(request: Request) -> Core:
     return core
 
 
+def _identity(request: Request) -> auth.Identity:
+    identity: auth.Identity = request.state.identity
+    return identity
+
+
 def _tenant(request: Request) -> str:
-    return tenants.check(request.path_params.get("tenantId", DEFAULT_TENANT))
+    """The tenant of the path; without one that of the token, or the default one."""
+    mine = _identity(request).tenant
+    asked = request.path_params.get("tenantId") or mine or DEFAULT_TENANT
+    if mine and asked != mine:
+        # That others exist is none of a tenant's business.
+        raise tenants.missing(asked)
+    return tenants.check(_core(request), asked)
+
+
+def first_segments(app: FastAPI) -> frozenset[str]:
+    """What the paths of an application begin with; no tenant can have such an id."""
+    firsts = {path.strip("/").partition("/")[0] for path in app.openapi()["paths"]}
+    return frozenset(first for first in firsts if not first.startswith("{")) | {"openapi.json"}
 
 
 CoreArg = Annotated[Core, Depends(_core)]
+IdentityArg = Annotated[auth.Identity, Depends(_identity)]
 TenantArg = Annotated[str, Depends(_tenant)]
 IdPath = Annotated[str, Path(max_length=512)]
 

@@ -269,7 +269,7 @@ def test_probing_an_empty_fleet(core):
     assert not backends.probe(core)
     assert tenants.list_all(core)[0].capacity == 0
     with pytest.raises(errors.NotExistsError):
-        tenants.check("1")
+        tenants.check(core, "1")
 
 
 # -- reconcile ------------------------------------------------------------------------------------
