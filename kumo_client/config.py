@@ -2,10 +2,10 @@
 """Settings of the ``kumo`` command: options, then environment, then a file.
 
 The file is ``$XDG_CONFIG_HOME/kumo/client.json`` (``~/.config/kumo/client.json``), a JSON object
-with any of ``url`` (a text or a list), ``token``, ``token_file``, ``ca_file`` and ``timeout``
-(seconds). The variables are ``KUMO_URL`` (comma-separated), ``KUMO_TOKEN``, ``KUMO_TOKEN_FILE``,
-``KUMO_CA_FILE`` and ``KUMO_TIMEOUT``. There is no option for the token itself: a command line can
-be read by every user of a machine.
+with any of ``url`` (a text or a list), ``token``, ``token_file``, ``ca_file``, ``timeout``
+(seconds) and ``tenant``. The variables are ``KUMO_URL`` (comma-separated), ``KUMO_TOKEN``,
+``KUMO_TOKEN_FILE``, ``KUMO_CA_FILE``, ``KUMO_TIMEOUT`` and ``KUMO_TENANT``. There is no option
+for the token itself: a command line can be read by every user of a machine.
 """
 
 from __future__ import annotations
@@ -23,17 +23,21 @@ from kumo_client.session import Session
 
 # Longer than the provisioner waits for a storage node, so that its answer is seen.
 DEFAULT_TIMEOUT_SECONDS = 30.0
-KEYS = ("url", "token", "token_file", "ca_file", "timeout")
+KEYS = ("url", "token", "token_file", "ca_file", "timeout", "tenant")
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """Where the provisioner is and how to speak to it. ``timeout``: seconds for one call."""
+    """Where the provisioner is and how to speak to it. ``timeout``: seconds for one call.
+
+    ``tenant``: whose objects are meant; ``None`` is the tenant of the token.
+    """
 
     urls: tuple[str, ...]
     token: str = dataclasses.field(repr=False)
     ca_file: str | None = None
     timeout: float = DEFAULT_TIMEOUT_SECONDS
+    tenant: str | None = None
 
     def session(self, *, transport: BaseAdapter | None = None) -> Session:
         """:raises ConfigError: a setting cannot be used."""
@@ -64,11 +68,15 @@ def load(options: Mapping[str, Any], environ: Mapping[str, str]) -> Settings:
     ca_file = _first(layers, "ca_file")
     if ca_file is not None and not isinstance(ca_file, str):
         raise errors.ConfigError("ca_file must be a text")
+    tenant = _first(layers, "tenant")
+    if tenant is not None and not isinstance(tenant, str):
+        raise errors.ConfigError("tenant must be a text")
     return Settings(
         urls=urls,
         token=_token(layers),
         ca_file=str(pathlib.Path(ca_file).expanduser()) if ca_file else None,
         timeout=_timeout(_first(layers, "timeout")),
+        tenant=tenant,
     )
 
 

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from kumo_client.api.provisioner import Provisioner
-from kumo_client.cli import command, output
+from kumo_client.cli import command, complete, find, output
 from kumo_client.cli.output import Column
 
 COLUMNS = (
@@ -17,6 +17,7 @@ COLUMNS = (
     Column("State", lambda item: item.state),
     Column("Client", lambda item: item.client_type),
     Column("Version", lambda item: item.version),
+    Column("Volumes", lambda item: item.volumes, right=True),
     Column("Last probe", lambda item: output.when(item.last_probe_time)),
 )
 
@@ -24,17 +25,24 @@ COLUMNS = (
 def register(subparsers: Any) -> None:
     """Add the verbs."""
     verbs = command.noun(subparsers, "host", "Hosts")
-    command.verb(verbs, "list", "List hosts", _list)
-    show = command.verb(verbs, "show", "Show a host", _show)
-    show.add_argument("id", metavar="UUID_OR_NAME")
+    command.looking(verbs, "list", "List hosts", _list)
+    _host(command.looking(verbs, "show", "Show a host", _show))
+    _host(command.dangerous(command.verb(verbs, "delete", "Forget a host", _delete)))
 
 
-def _list(provisioner: Provisioner, args: argparse.Namespace) -> None:
-    output.show_list(provisioner.hosts(), COLUMNS, args.format)
+def _host(parser: argparse.ArgumentParser) -> None:
+    command.argument(parser, "id", metavar="UUID_OR_NAME", completer=complete.hosts)
 
 
-def _show(provisioner: Provisioner, args: argparse.Namespace) -> None:
-    hosts = provisioner.hosts()
-    exact = [host for host in hosts if host.uuid.lower() == args.id.lower()]
-    found = exact or [host for host in hosts if host.name == args.id]
-    output.show_one(command.single(found, f"host {args.id}"), args.format)
+def _list(provisioner: Provisioner, args: argparse.Namespace) -> output.View:
+    return output.Listing(provisioner.hosts(), COLUMNS)
+
+
+def _show(provisioner: Provisioner, args: argparse.Namespace) -> output.View:
+    return output.Single(find.host(provisioner, args.id))
+
+
+def _delete(provisioner: Provisioner, args: argparse.Namespace) -> None:
+    host = find.host(provisioner, args.id)
+    command.confirm(args, f"Forget host {host.name or host.uuid}")
+    provisioner.delete_host(host.uuid)

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ``kumo`` command.
 
-Exit codes: 0 done, 1 the provisioner answered an error or none, 2 wrong usage or settings.
+Exit codes: 0 done, 1 the provisioner answered an error or none, a task failed, or the answer to a
+question was not yes, 2 wrong usage or settings and nothing was sent, 130 interrupted. Ctrl-C is how
+``--watch`` and ``--follow`` end, so there it is 0.
 """
 
 from __future__ import annotations
@@ -12,16 +14,35 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 
+import argcomplete
 import pydantic
 from requests.adapters import BaseAdapter
 
 from kumo_client import config, errors, redact, request_id
 from kumo_client.api.provisioner import Provisioner
-from kumo_client.cli import backend, command, host, output, snapshot, volume
+from kumo_client.cli import (
+    backend,
+    command,
+    complete,
+    event,
+    garbage,
+    host,
+    output,
+    replica,
+    server,
+    snapshot,
+    task,
+    tenant,
+    token,
+    volume,
+)
 
 DONE = 0
 FAILED = 1
 USAGE = 2
+INTERRUPTED = 130
+
+NOUNS = (backend, volume, replica, snapshot, host, tenant, task, event, token, garbage, server)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,17 +65,19 @@ def build_parser() -> argparse.ArgumentParser:
         "--timeout", metavar="SECONDS", help="longest time for one call (default 30)"
     )
     parser.add_argument("--config", metavar="FILE", help="settings file in place of the usual one")
+    command.argument(
+        parser,
+        "--tenant",
+        metavar="TENANT_ID",
+        completer=complete.tenants,
+        help="whose volumes and snapshots are meant; otherwise those of the token's tenant",
+    )
     parser.add_argument("--debug", action="store_true", help="log every request to stderr")
     parser.add_argument("-f", "--format", choices=output.FORMATS, default="table")
     nouns = parser.add_subparsers(dest="noun", metavar="COMMAND", required=True)
-    for module in (backend, volume, snapshot, host):
+    for module in NOUNS:
         module.register(nouns)
-    command.verb(nouns, "info", "Show version, free space and extensions of the server", _info)
     return parser
-
-
-def _info(provisioner: Provisioner, args: argparse.Namespace) -> None:
-    output.show_one(provisioner.info(), args.format)
 
 
 def main(
@@ -66,7 +89,10 @@ def main(
 
     :param transport: what carries the requests instead of the network.
     """
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    # Ends the process when the shell asks for completions.
+    argcomplete.autocomplete(parser)
+    args = parser.parse_args(argv)
     _set_up_logging(args.debug)
     try:
         with request_id.use(None) as rid:
@@ -74,6 +100,10 @@ def main(
             sys.stdout.flush()
     except errors.ConfigError as exc:
         return _fail(USAGE, exc.description)
+    except command.UsageError as exc:
+        return _fail(USAGE, str(exc))
+    except command.DeclinedError as exc:
+        return _fail(FAILED, str(exc))
     except pydantic.ValidationError as exc:
         first = exc.errors(include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
@@ -84,16 +114,19 @@ def main(
         # The reader, such as head, has seen enough. Without this Python complains at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        return _fail(130, "interrupted")
+        return _fail(INTERRUPTED, "interrupted")
     return DONE
 
 
 def _run(
     args: argparse.Namespace, environ: Mapping[str, str], transport: BaseAdapter | None
 ) -> None:
+    if "offline" in args:
+        args.offline(args)
+        return
     settings = config.load(vars(args), environ)
     with settings.session(transport=transport) as session:
-        args.run(Provisioner(session), args)
+        args.run(Provisioner(session, tenant=settings.tenant), args)
 
 
 def _fail(code: int, text: str) -> int:

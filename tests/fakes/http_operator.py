@@ -194,18 +194,24 @@ class FakeOperatorProvisioner(FakeProvisioner):
 
     def tasks(self, request):
         key, wanted = request.params.get("taskId"), request.params.get("hostId")
-        if key is None:
-            return [item.wire() for item in self.tasks_.values() if wanted in (None, item.host_id)]
-        found = self.tasks_.get(key)
-        if found is None:
-            return []
+        if key is not None:
+            found = self.tasks_.get(key)
+            return [self.step(found).wire()] if found else []
+        listed = [item for item in self.tasks_.values() if wanted in (None, item.host_id)]
+        # Who waits for a drain looks at its parts in the list.
+        return [
+            self.step(i).wire() if i.type == task.DRAIN or i.parent else i.wire() for i in listed
+        ]
+
+    def step(self, found):
+        """A look at a task; parts are twice as fast."""
         if found.state in ("IDLE", "RUNNING"):
-            found.progress = min(100.0, found.progress + 100.0 / self.steps)
-            found.state = "RUNNING"
-            if found.progress >= 100:
+            found.progress += 100.0 / self.steps * (2 if found.parent else 1)
+            found.progress, found.state = min(100.0, found.progress), "RUNNING"
+            if found.progress == 100:
                 found.state = "FAILED" if self.fails else "FINISHED"
                 found.status_description = self.fails or ""
-        return [found.wire()]
+        return found
 
     def update_task(self, request):
         asked = task.TaskUpdate.model_validate(request.json)

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session over the fake network."""
 
+import logging
+
 import pytest
 
 from kumo_client.api.provisioner import Provisioner
+from kumo_client.cli import main as cli
 from kumo_client.session import Session
 from tests.fakes.http import FakeClock, Transport
 from tests.fakes.http_operator import FakeOperatorProvisioner
@@ -60,3 +63,27 @@ def api(operated, connect, clock):
 @pytest.fixture
 def provisioner(server, connect, clock):
     return Provisioner(connect(A), clock=clock)
+
+
+@pytest.fixture
+def _quiet_logging_afterwards():
+    yield
+    logging.getLogger("kumo_client").handlers.clear()
+    logging.getLogger("kumo_client").setLevel(logging.NOTSET)
+
+
+@pytest.fixture
+def kumo(network, capsys, tmp_path):
+    """Run the command; gives (exit code, stdout, stderr)."""
+
+    def run(*argv, **environ):
+        environ = {
+            "KUMO_URL": A,
+            "KUMO_TOKEN": TOKEN,
+            "KUMO_TIMEOUT": "0.1",
+            "XDG_CONFIG_HOME": str(tmp_path),
+        } | environ
+        code = cli.main(argv, environ, network)
+        return code, *capsys.readouterr()
+
+    return run

@@ -2,12 +2,10 @@
 """The kumo command, from arguments to output, over the fake network."""
 
 import json
-import logging
 
 import pytest
 
 from kumo_client import errors
-from kumo_client.cli import main as cli
 from kumo_client.cli import output
 from kumo_client.schemas.backend import BackendCreate
 from kumo_client.schemas.host import Host, HostProbe
@@ -22,28 +20,7 @@ H1 = "11111111-1111-1111-1111-111111111111"
 NQN = "nqn.2014-08.org.nvmexpress:uuid:6f5c2f0e-3c52-5b0c-9d5c-2f6a3f1f9a4e"
 
 
-@pytest.fixture(autouse=True)
-def _quiet_logging_afterwards():
-    yield
-    logging.getLogger("kumo_client").handlers.clear()
-    logging.getLogger("kumo_client").setLevel(logging.NOTSET)
-
-
-@pytest.fixture
-def kumo(server, network, capsys, tmp_path):
-    """Run the command; gives (exit code, stdout, stderr)."""
-
-    def run(*argv, **environ):
-        environ = {
-            "KUMO_URL": A,
-            "KUMO_TOKEN": TOKEN,
-            "KUMO_TIMEOUT": "0.1",
-            "XDG_CONFIG_HOME": str(tmp_path),
-        } | environ
-        code = cli.main(argv, environ, network)
-        return code, *capsys.readouterr()
-
-    return run
+pytestmark = pytest.mark.usefixtures("server", "_quiet_logging_afterwards")
 
 
 @pytest.fixture
