@@ -239,6 +239,14 @@ class DatabaseUnavailableError(KumoError):
     transient = True
 
 
+class NotReadyError(KumoError):
+    """This server must not get requests now: it starts, ends, or lacks what it needs."""
+
+    code = "NotReady"
+    http_status = 503
+    transient = True
+
+
 class UnsafeDiskError(KumoError):
     """A disk holds data or was not given to us; it is not touched."""
 

@@ -14,6 +14,7 @@ from kumo_provisioner.core import Core
 from kumo_provisioner.routes import (
     backends,
     common,
+    health,
     hosts,
     info,
     publish,
@@ -26,7 +27,10 @@ from kumo_provisioner.routes import (
 from kumo_provisioner.services.info import version
 from kumo_provisioner.worker import Worker
 
-ROUTES = (info, backends, tenants, volumes, snapshots, hosts, publish, targets, reconcile)
+ROUTES = (health, info, backends, tenants, volumes, snapshots, hosts, publish, targets, reconcile)
+
+# Existing clients ask for /info before they have a token.
+OPEN_PATHS = frozenset({"/healthz", "/readyz", "/info"})
 
 
 def make(core: Core, tokens: auth.Tokens, *, background: bool = True) -> FastAPI:
@@ -42,6 +46,7 @@ def make(core: Core, tokens: auth.Tokens, *, background: bool = True) -> FastAPI
         worker = Worker(core)
         if background:
             worker.start()
+            app.state.worker = worker
         try:
             yield
         finally:
@@ -50,7 +55,8 @@ def make(core: Core, tokens: auth.Tokens, *, background: bool = True) -> FastAPI
     app = describe()
     app.router.lifespan_context = lifespan
     app.state.core = core
-    edge.install(app, tokens)
+    app.state.worker = None
+    edge.install(app, tokens, OPEN_PATHS)
     return app
 
 
@@ -59,7 +65,8 @@ def describe() -> FastAPI:
     app = FastAPI(
         title="Kumo provisioner",
         version=version(),
-        description="Volumes on NVMe-oF storage nodes. Every call needs a bearer token.",
+        description="Volumes on NVMe-oF storage nodes. Calls need a bearer token, those "
+        "of /healthz, /readyz and /info excepted.",
         docs_url=None,
         redoc_url=None,
         openapi_url="/openapi.json",

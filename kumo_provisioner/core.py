@@ -22,6 +22,8 @@ class Core:
     """Configuration, database, nodes and locks of one running provisioner.
 
     :ivar wake: set to ask for a reconcile before its time.
+    :ivar leaving: set when the process was told to end; it still serves, but says not to be ready.
+    :ivar stopping: set when requests at work have to come to their end; who waits wakes up.
     """
 
     conf: cfg.ConfigOpts
@@ -29,6 +31,8 @@ class Core:
     nodes: Nodes | Any
     locks: Locks
     wake: threading.Event = dataclasses.field(default_factory=threading.Event)
+    leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
+    stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
     # Only one reconcile at a time.
     reconciling: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 

@@ -113,20 +113,26 @@ def _on_defect(_request: Request, exc: Exception) -> JSONResponse:
     )
 
 
-def install(app: FastAPI, tokens: auth.Tokens) -> None:
-    """Put the edge round an application."""
+def install(app: FastAPI, tokens: auth.Tokens, open_paths: frozenset[str] = frozenset()) -> None:
+    """Put the edge round an application.
+
+    :param open_paths: paths that may be read without a token.
+    """
     app.add_exception_handler(errors.KumoError, _on_kumo_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_middleware(Edge, tokens=tokens)
+    app.add_middleware(Edge, tokens=tokens, open_paths=open_paths)
 
 
 class Edge:
     """Request id, token, size of the body, and the last resort for defects."""
 
-    def __init__(self, app: ASGIApp, tokens: auth.Tokens) -> None:
+    def __init__(
+        self, app: ASGIApp, tokens: auth.Tokens, open_paths: frozenset[str] = frozenset()
+    ) -> None:
         self.app = app
         self.tokens = tokens
+        self.open_paths = open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -147,9 +153,10 @@ class Edge:
                 await _on_defect(Request(scope), exc)(scope, receive, sender)
 
     async def _admit(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        identity = self.tokens.identify(headers.get("authorization"))
-        auth.authorize(identity, scope["method"], scope["path"])
-        scope.setdefault("state", {})["identity"] = identity
+        if scope["method"] != "GET" or scope["path"] not in self.open_paths:
+            identity = self.tokens.identify(headers.get("authorization"))
+            auth.authorize(identity, scope["method"], scope["path"])
+            scope.setdefault("state", {})["identity"] = identity
         body = await _read_body(headers, receive)
         if body and scope["method"] in ("POST", "PUT", "PATCH"):
             await run_in_threadpool(_check_json, body)

@@ -88,6 +88,10 @@ class Instances:
         except errors.KumoError as exc:
             LOG.warning("The others will notice only later that this instance ended: %s", exc)
 
+    def beating(self) -> bool:
+        """Whether the thread that gives signs of life runs, and they arrive."""
+        return self._thread.is_alive() and self.trusted()
+
     def trusted(self) -> bool:
         """Whether nobody can have declared this instance dead."""
         return time.monotonic() - self._last_beat < self._dead_after * TRUSTED_PART

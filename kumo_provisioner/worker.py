@@ -43,6 +43,10 @@ class Worker:
         for thread in self._threads:
             thread.start()
 
+    def dead(self) -> list[str]:
+        """Names of the threads that should run and do not."""
+        return [one.name for one in self._threads if not one.is_alive()]
+
     def stop(self) -> None:
         """Stop after the step being worked on; a step is bounded by the budget of its calls."""
         self._stopping.set()

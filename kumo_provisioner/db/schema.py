@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import alembic.command
@@ -60,15 +61,26 @@ def check(engine: sqlalchemy.Engine) -> None:
     """
     try:
         with engine.connect() as connection:
-            current = MigrationContext.configure(connection).get_current_revision()
+            found = current(connection)
     except sqlalchemy.exc.DBAPIError as exc:
         raise unusable(engine, exc) from exc
-    head = ScriptDirectory.from_config(_config()).get_current_head()
-    if current != head:
+    if found != head():
         raise errors.ConfigError(
-            f"the schema of the database is {current or 'not there'} and must be {head}",
+            f"the schema of the database is {found or 'not there'} and must be {head()}",
             way_out="run 'kumo-provisioner db upgrade' while no instance runs",
         )
+
+
+@functools.cache
+def head() -> str:
+    """The version that this program works with."""
+    found = ScriptDirectory.from_config(_config()).get_current_head()
+    return found or ""
+
+
+def current(connection: sqlalchemy.Connection) -> str:
+    """The version of the database; empty if it has none."""
+    return MigrationContext.configure(connection).get_current_revision() or ""
 
 
 def unusable(engine: sqlalchemy.Engine, exc: sqlalchemy.exc.DBAPIError) -> errors.ConfigError:

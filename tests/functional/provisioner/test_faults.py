@@ -229,7 +229,7 @@ JSON = {"Content-Type": "application/json"}
         ("POST", "/volumes", b"", JSON, 400),
         ("POST", "/volumes", b'{"alias": "a", "capacity": 1', JSON, 400),
         ("POST", "/volumes", None, {"Content-Length": "999999999999"}, 413),
-        ("GET", "/info", None, {"Authorization": "Bearer Unknown"}, 401),
+        ("GET", "/tenants", None, {"Authorization": "Bearer Unknown"}, 401),
         ("PROPFIND", "/volumes", None, {}, 405),
     ],
 )

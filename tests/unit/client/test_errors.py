@@ -46,6 +46,7 @@ def test_the_codes_are_stable():
         "NotAvailable",
         "NotCoherent",
         "NotExists",
+        "NotReady",
         "OverBudget",
         "ProtocolError",
         "Stale",

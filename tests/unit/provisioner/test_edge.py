@@ -198,7 +198,7 @@ def test_methods_that_are_not_possible(web, method, path):
         f"Bearer {TOKEN}x",
     ],
 )
-@pytest.mark.parametrize("path", ["/info", "/volumes", "/nothing", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/hosts", "/volumes", "/nothing", "/openapi.json"])
 def test_without_a_good_token(web, header, path):
     del web.headers["Authorization"]
     headers = {} if header is None else {"Authorization": header.encode("latin-1")}
