@@ -219,6 +219,28 @@ RECONCILE_OPTS = [
         min=0.2,
         help="Seconds between two probes of each node.",
     ),
+    cfg.FloatOpt(
+        "probe_interval_alive",
+        default=60.0,
+        min=0.2,
+        help="Seconds between two probes of a node that sends heartbeats in time and answered its "
+        "last probe. Only a probe shows that the node can be called.",
+    ),
+    cfg.FloatOpt(
+        "heartbeat_max_age",
+        default=45.0,
+        min=1.0,
+        help="Seconds for which a heartbeat of a node counts. More than 'refresh_interval' and "
+        "than the interval in which nodes send them.",
+    ),
+    cfg.FloatOpt(
+        "refresh_interval",
+        default=20.0,
+        min=0.0,
+        help="Seconds for which figures of a node that change all the time (fill, use, the times "
+        "of probe and heartbeat) are left as they are in the database. What matters for "
+        "decisions is written at once.",
+    ),
     cfg.IntOpt(
         "probe_failures",
         default=3,

@@ -36,6 +36,8 @@ CAPABILITY_TOKENS = "tokens"
 CAPABILITY_DRAIN = "drain"
 # ``GET /garbage``: objects on nodes that no record knows.
 CAPABILITY_GARBAGE = "garbage"
+# ``POST /heartbeat`` of nodes.
+CAPABILITY_HEARTBEAT = "heartbeat"
 
 
 class Info(WireModel):

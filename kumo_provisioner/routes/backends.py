@@ -5,9 +5,10 @@ from typing import Any
 
 from kumo_client.schemas import backend as wire
 from kumo_client.schemas.common import StatusAnswer
+from kumo_client.schemas.node import Heartbeat
 from kumo_provisioner.edge import success
 from kumo_provisioner.routes.common import CoreArg, IdPath, dump, router
-from kumo_provisioner.services import backends
+from kumo_provisioner.services import backends, probing
 
 routes = router("backends")
 
@@ -36,8 +37,15 @@ def update(
     persistentID: IdPath,  # noqa: N803 - the name on the wire
     body: wire.BackendUpdate,
 ) -> Any:
-    """Change rack, zone or region."""
+    """Change rack, zone or region, declare what it delivers, cordon it, put it into maintenance."""
     backends.update(core, persistentID, body)
+    return success()
+
+
+@routes.post("/heartbeat", response_model=StatusAnswer)
+def heartbeat(core: CoreArg, body: Heartbeat) -> Any:
+    """A storage node tells how it is."""
+    probing.heartbeat(core, body)
     return success()
 
 

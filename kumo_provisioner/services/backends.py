@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage nodes: register, show, change, forget; and the probes that tell their state."""
+"""Storage nodes: register, show, change, forget."""
 
 from __future__ import annotations
 
-from oslo_log import log
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
 from kumo_client import errors
-from kumo_client.api.node import Node
 from kumo_client.schemas import backend as wire
 from kumo_client.schemas.node import NodeInfo
-from kumo_provisioner.core import Core
+from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
-from kumo_provisioner.duties import Duty
-from kumo_provisioner.nodes import Address, Outcome
-from kumo_provisioner.services import capacity, reports, view
+from kumo_provisioner.nodes import Address
+from kumo_provisioner.services import capacity, events, reports, view
+from kumo_provisioner.services.probing import ask_info
+from kumo_provisioner.services.probing import probe as probe
 
-LOG = log.getLogger(__name__)
 LOCATION_MAX = 255
 
 
 def missing(text: str) -> errors.NotExistsError:
     return errors.NotExistsError(f"there is no backend {text}")
-
-
-def ask_info(node: Node) -> NodeInfo:
-    return node.info()
 
 
 def list_all(core: Core, persistent_id: str | None = None) -> list[wire.Backend]:
@@ -76,7 +70,8 @@ def add(core: Core, request: wire.BackendCreate) -> wire.Backend:
     info = outcome.value
     assert info is not None  # noqa: S101 - no error means a value
     _check_info(info, address)
-    with core.db.write() as session:
+
+    def write(session: Session) -> str:
         _refuse_known(session, ips, request.mgmt_port, info.persistent_id)
         row = models.Backend(
             persistent_id=info.persistent_id,
@@ -86,14 +81,24 @@ def add(core: Core, request: wire.BackendCreate) -> wire.Backend:
             zone=request.zone,
             region=request.region,
             host_id=request.host_id,
+            state=wire.AVAILABLE,
+            last_probe=now_ms(),
+            seen_generation=info.generation,
+            portals=[],
+            problems=[],
         )
         session.add(row)
+        session.flush()
         reports.take_over(session, row, info)
+        message = f"backend {row.persistent_id} ({row.name}) was added"
+        events.record(session, "backend.added", message, backend=row.persistent_id)
         # What has yet to go from it was recorded before it was removed.
         capacity.recount(session, row.persistent_id)
-    LOG.info("Registered backend %s (%s)", row.persistent_id, row.name)
+        return row.persistent_id
+
+    persistent_id = core.db.run(write)
     core.wake.set()
-    return list_all(core, row.persistent_id)[0]
+    return list_all(core, persistent_id)[0]
 
 
 def _check_info(info: NodeInfo, address: Address) -> None:
@@ -128,19 +133,84 @@ def _refuse_known(
 
 
 def update(core: Core, persistent_id: str, request: wire.BackendUpdate) -> None:
-    """Change where a backend stands. Replicas that are there stay.
+    """Change where a backend stands, what it is declared to deliver, or what is wanted of it.
+    Replicas that are there stay.
 
     :raises NotExistsError: when there is none.
+    :raises InvalidInputError: when it has no pool of a name that is given.
+    :raises ConflictError: when more is guaranteed already than it is to deliver, or when it is
+        being drained and maintenance is asked for.
     """
     _check_location(rack=request.rack, zone=request.zone, region=request.region)
-    with core.db.write() as session:
-        row = session.get(models.Backend, persistent_id)
+
+    def write(session: Session) -> None:
+        # Whoever charges the node has to wait: what is sold must not grow meanwhile.
+        row = session.get(models.Backend, persistent_id, with_for_update=True)
         if row is None:
             raise missing(persistent_id)
         for name in ("rack", "zone", "region"):
             value = getattr(request, name)
             if value is not None:
                 setattr(row, name, value)
+        _declare(row, request)
+        _set_modes(session, row, request)
+
+    core.db.run(write)
+
+
+def _declare(row: models.Backend, request: wire.BackendUpdate) -> None:
+    if request.max_iops is not None:
+        _refuse_oversold(row, "", request.max_iops, row.sold_iops, "IOPS")
+        row.max_iops = request.max_iops
+    if request.max_bw is not None:
+        _refuse_oversold(row, "", request.max_bw, row.sold_bw, "KB/s")
+        row.max_bw = request.max_bw
+    pools = {pool.name: pool for pool in row.pools}
+    for told in request.pools:
+        pool = pools.get(told.name)
+        if pool is None:
+            raise errors.InvalidInputError(
+                f"backend {row.persistent_id} has no pool {told.name}",
+                node=row.persistent_id,
+                way_out=f"its pools are {', '.join(sorted(pools))}",
+            )
+        where = f" on pool {pool.name}"
+        _refuse_oversold(row, where, told.max_iops or pool.measured_iops, pool.sold_iops, "IOPS")
+        _refuse_oversold(row, where, told.max_bw or pool.measured_bw, pool.sold_bw, "KB/s")
+        pool.declared_iops, pool.declared_bw = told.max_iops, told.max_bw
+
+
+def _refuse_oversold(row: models.Backend, where: str, limit: int, sold: int, unit: str) -> None:
+    unlimited = not where and not limit
+    if sold > limit and not unlimited:
+        raise errors.ConflictError(
+            f"{sold} {unit} are guaranteed{where} of backend {row.persistent_id}, "
+            f"more than {limit}",
+            node=row.persistent_id,
+            way_out="move volumes away first",
+        )
+
+
+def _set_modes(session: Session, row: models.Backend, request: wire.BackendUpdate) -> None:
+    if request.cordoned is not None and request.cordoned != row.cordoned:
+        row.cordoned = request.cordoned
+        _tell(session, row, "backend.cordoned", "cordoned", on=request.cordoned)
+    if request.maintenance is None:
+        return
+    if request.maintenance and row.mode not in ("", models.MAINTENANCE):
+        raise errors.ConflictError(
+            f"backend {row.persistent_id} is {row.mode}",
+            node=row.persistent_id,
+            way_out="end that first",
+        )
+    if request.maintenance != (row.mode == models.MAINTENANCE):
+        row.mode = models.MAINTENANCE if request.maintenance else ""
+        _tell(session, row, "backend.maintenance", "in maintenance", on=request.maintenance)
+
+
+def _tell(session: Session, row: models.Backend, what: str, text: str, *, on: bool) -> None:
+    message = f"backend {row.persistent_id} ({row.name}) is {'' if on else 'no longer '}{text}"
+    events.record(session, what, message, backend=row.persistent_id, on=on)
 
 
 def delete(core: Core, persistent_id: str) -> None:
@@ -173,54 +243,5 @@ def delete(core: Core, persistent_id: str) -> None:
                 way_out="repeat the call later",
             )
         session.delete(row)
-    LOG.info("Forgot backend %s", persistent_id)
-
-
-def probe(core: Core) -> bool:
-    """Ask every node how it is and record the answers.
-
-    :returns: whether a node came back or rebooted, so that there may be something to reconcile.
-    """
-    with core.db.read() as session:
-        addresses = [Address.of(row) for row in session.scalars(select(models.Backend))]
-    outcomes = core.nodes.call_all(
-        {address.backend_id: (address, ask_info) for address in addresses}, probing=True
-    )
-    if not outcomes:
-        return False
-    returned = False
-    with core.db.write() as session:
-        for backend_id, outcome in outcomes.items():
-            row = session.get(models.Backend, backend_id)
-            if row is not None:
-                returned |= _note(core, session, row, outcome)
-    return returned
-
-
-def _note(core: Core, session: Session, row: models.Backend, outcome: Outcome[NodeInfo]) -> bool:
-    info = outcome.value
-    if info is not None and info.persistent_id == row.persistent_id:
-        returned = row.state != wire.AVAILABLE or row.boot_id != info.boot_id
-        if row.state != wire.AVAILABLE:
-            LOG.info("Backend %s (%s) is back", row.persistent_id, row.name)
-        reports.take_over(session, row, info)
-        return returned
-    row.failed_probes += 1
-    if info is not None:
-        why = f"another node, {info.persistent_id}, answers at its address"
-        row.failed_probes = max(row.failed_probes, core.conf.reconcile.probe_failures)
-    else:
-        why = str(outcome.error)
-    # One lost probe is no answer at all; only several in a row tell that the node is away.
-    if row.failed_probes >= core.conf.reconcile.probe_failures and row.state == wire.AVAILABLE:
-        row.state = wire.UNAVAILABLE
-        LOG.warning("Backend %s (%s) is Unavailable: %s", row.persistent_id, row.name, why)
-    return False
-
-
-def _probe_duty(core: Core) -> None:
-    if probe(core):
-        core.wake.set()
-
-
-DUTIES = (Duty("probe", _probe_duty, lambda core: float(core.conf.reconcile.probe_interval)),)
+        message = f"backend {persistent_id} ({row.name}) was removed"
+        events.record(session, "backend.removed", message, backend=persistent_id)

@@ -256,7 +256,8 @@ def counted(session: Session, backend_id: str) -> dict[str, list[int]]:
         if table is models.Replica:
             more += [func.sum(models.Replica.sold_iops), func.sum(models.Replica.sold_bw)]
             more += [func.count()]
-        query = select(table.pool, *more).filter_by(backend_id=backend_id).group_by(table.pool)
+        mine = select(table.pool, *more).where(table.backend_id == backend_id)
+        query = mine.group_by(table.pool)
         if table is models.Removal:
             query = query.where(models.Removal.done.is_(None))
         for pool, *values in session.execute(query):
