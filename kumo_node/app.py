@@ -22,15 +22,19 @@ from starlette.exceptions import HTTPException
 from kumo_client import errors
 from kumo_client.schemas.common import StatusAnswer, UuidText
 from kumo_client.schemas.node import (
+    Adoptables,
+    AdoptSpec,
     Export,
     ExportSpec,
     Inventory,
     Limits,
     NodeInfo,
     NodeSnapshot,
+    ReleaseSpec,
     Replica,
     ReplicaResize,
     ReplicaSpec,
+    RevertSpec,
     SnapshotSpec,
 )
 from kumo_node.auth import Tokens
@@ -49,6 +53,7 @@ def make(node: Node, tokens: Tokens) -> FastAPI:
     _add_looks(app, node)
     _add_replicas(app, node)
     _add_snapshots(app, node)
+    _add_adoption(app, node)
     _add_errors(app)
     _add_edge(app, tokens)
     return app
@@ -86,6 +91,10 @@ def _add_replicas(app: FastAPI, node: Node) -> None:
     def put_limits(uuid: Uuid, body: Limits) -> Replica:
         return node.caps.put(uuid, body)
 
+    @app.put("/v1/replicas/{uuid}/revert", summary="Make a replica what a snapshot is")
+    def revert(uuid: Uuid, body: RevertSpec) -> Replica:
+        return node.revert.put(uuid, body)
+
     @app.put("/v1/replicas/{uuid}/exports", summary="Export a replica to one host")
     def put_export(uuid: Uuid, body: ExportSpec) -> Export:
         return node.exports.put(uuid, body)
@@ -95,6 +104,21 @@ def _add_replicas(app: FastAPI, node: Node) -> None:
         uuid: Uuid, host_nqn: Annotated[str | None, Query(alias="hostNqn", max_length=223)] = None
     ) -> StatusAnswer:
         node.exports.delete(uuid, host_nqn)
+        return StatusAnswer()
+
+
+def _add_adoption(app: FastAPI, node: Node) -> None:
+    @app.get("/v1/adoptable", summary="Thin volumes that could become replicas")
+    def adoptable() -> Adoptables:
+        return node.adoption.adoptable()
+
+    @app.put("/v1/replicas/{uuid}/adopt", summary="Make a thin volume a replica")
+    def adopt(uuid: Uuid, body: AdoptSpec) -> Replica:
+        return node.adoption.adopt(uuid, body)
+
+    @app.put("/v1/replicas/{uuid}/release", summary="Give a replica up without deleting it")
+    def release(uuid: Uuid, body: ReleaseSpec) -> StatusAnswer:
+        node.adoption.release(uuid, body)
         return StatusAnswer()
 
 

@@ -14,7 +14,15 @@ from kumo_node.lvm import Lvm, replica_name
 from kumo_node.nvmet import Namespace, Nvmet
 from kumo_node.pool import Pool
 from kumo_node.pools import Pools
-from kumo_node.spec import READY, ExportRecord, ReplicaRecord, SnapshotRecord, Spec
+from kumo_node.spec import (
+    ADOPTING,
+    READY,
+    RELEASING,
+    ExportRecord,
+    ReplicaRecord,
+    SnapshotRecord,
+    Spec,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +74,36 @@ class Context:
         if record is None or record.state != READY:
             raise errors.NotExistsError(f"Replica {uuid} does not exist", node=self.persistent_id)
         return record
+
+    def settled(self, uuid: str) -> ReplicaRecord:
+        """The record of a replica on which nothing else is under way.
+
+        :raises NotExistsError: there is none, or it is being made or deleted.
+        :raises BusyError: a revert was cut off and is not finished yet.
+        """
+        record = self.replica(uuid)
+        refuse_unsettled(uuid, record)
+        return record
+
+    def refuse_exported(self, uuid: str, record: ReplicaRecord) -> None:
+        """:raises InUseError: a host may use the replica."""
+        exports = self.spec.data.exports_of(uuid)
+        if exports:
+            raise errors.InUseError(
+                f"Replica {uuid} is exported to {exports[0].host_nqn}",
+                volume=record.volume_id,
+                way_out="Detach the volume first",
+            )
+
+
+def refuse_unsettled(uuid: str, record: ReplicaRecord) -> None:
+    """:raises BusyError: something on a replica was cut off and is not finished yet."""
+    if record.revert is not None:
+        raise errors.BusyError(
+            f"Replica {uuid} is being reverted", way_out="Repeat the call in a few seconds"
+        )
+    if record.state in (ADOPTING, RELEASING):
+        raise errors.BusyError(f"Replica {uuid} is {record.state}")
 
 
 def replica_lock(uuid: str) -> str:

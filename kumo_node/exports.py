@@ -56,7 +56,7 @@ class Exports:
         """
         check_nqn(wish.host_nqn)
         with self.ctx.locks.hold(replica_lock(replica), host_lock(wish.host_nqn)):
-            self.ctx.replica(replica)
+            self.ctx.settled(replica)
             key = export_key(replica, wish.host_nqn)
             record = self.ctx.spec.data.exports.get(key) or self._begin(replica, wish)
             if record.state == DELETING:

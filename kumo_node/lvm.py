@@ -43,6 +43,8 @@ MAX_METADATA = 15 * GIB
 METADATA_PER_CHUNK = 128
 MIN_METADATA = 8 << 20
 _ACTIVATE_AT_ONCE = 64
+# lv_device_open of lvs(8); anything else is "unknown".
+_IS_OPEN = {"open": True, "": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +66,14 @@ class Volume:
     bytes: int
     tags: frozenset[str]
     active: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class ThinVolume(Volume):
+    """A thin volume. ``is_open``: something holds its device; None is could not tell."""
+
+    is_open: bool | None = None
+    writable: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +190,27 @@ class Lvm:
         """One volume; None is a definite no."""
         return next(iter(self._volumes("-S", f'lv_name="{name}"')), None)
 
+    def thin_volumes(self, *select: str) -> dict[str, ThinVolume]:
+        """The thin volumes of the pool, with what tells whether somebody uses them."""
+        fields = "lv_name,lv_size,lv_tags,lv_active,pool_lv,lv_device_open,lv_permissions"
+        rows = self._report("lv", "lvs", fields, *select, self.vg)
+        return {
+            row["lv_name"]: ThinVolume(
+                row["lv_name"],
+                int(row["lv_size"]),
+                _tags(row["lv_tags"]),
+                active=row["lv_active"] == "active",
+                is_open=_IS_OPEN.get(row["lv_device_open"]),
+                writable=str(row["lv_permissions"]) == "writeable",
+            )
+            for row in rows
+            if row["pool_lv"] == self.pool_name
+        }
+
+    def find_thin(self, name: str) -> ThinVolume | None:
+        """One thin volume of the pool; None is a definite no."""
+        return self.thin_volumes("-S", f'lv_name="{name}"').get(name)
+
     def _volumes(self, *select: str) -> list[Volume]:
         fields = "lv_name,lv_size,lv_tags,lv_active"
         rows = self._report("lv", "lvs", fields, *select, self.vg)
@@ -290,6 +321,16 @@ class Lvm:
                     way_out="Find the holder with lsblk or fuser",
                 ) from error
             raise self._translated(error) from error
+
+    def rename(self, name: str, new: str) -> None:
+        """Give a volume another name; one that is in use stays in use."""
+        self._change("lvrename", self.vg, name, new)
+
+    def retag(self, name: str, *, add: Iterable[str] = (), remove: Iterable[str] = ()) -> None:
+        """Add and remove tags of a volume; those that are so already are no error."""
+        words = [*_add(add), *(word for tag in remove for word in ("--deltag", tag))]
+        if words:
+            self._change("lvchange", *words, f"{self.vg}/{name}")
 
     def activate(self, names: Sequence[str]) -> None:
         """Activate volumes; those that are active stay as they are."""

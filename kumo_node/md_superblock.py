@@ -133,6 +133,15 @@ def grow(path: str) -> Outcome:
         return Outcome.GROWN
 
 
+def is_leg(path: str) -> bool:
+    """Whether a device holds a sound superblock of version 1.2.
+
+    :raises ConflictError: it holds one that is not sound.
+    """
+    with _opened(path) as handle:
+        return _superblock(handle, path) is not None
+
+
 def _room(handle: int, path: str, block: bytes) -> int:
     """Sectors that the device offers for data."""
     offers = os.lseek(handle, 0, os.SEEK_END) // SECTOR - _u64(block, _DATA_OFFSET_AT)

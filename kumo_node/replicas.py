@@ -17,7 +17,7 @@ from kumo_client.schemas.node import (
     ReplicaSpec,
 )
 from kumo_node import md_superblock
-from kumo_node.context import Context, replica_lock, snapshot_lock
+from kumo_node.context import Context, refuse_unsettled, replica_lock, snapshot_lock
 from kumo_node.exports import Exports
 from kumo_node.lvm import TAG, made_tag, replica_name, snapshot_name
 from kumo_node.spec import (
@@ -136,6 +136,7 @@ class Replicas:
     def _compare(self, uuid: str, record: ReplicaRecord, wanted: ReplicaRecord) -> None:
         if record.state == DELETING:
             raise errors.BusyError(f"Replica {uuid} is being deleted")
+        refuse_unsettled(uuid, record)
         if any(getattr(record, name) != getattr(wanted, name) for name in _WISHES):
             raise errors.ConflictError(
                 f"Replica {uuid} exists with another size, volume or source",
@@ -162,7 +163,7 @@ class Replicas:
 
     def _source(self, record: ReplicaRecord) -> ReplicaRecord | SnapshotRecord | None:
         if record.source_replica:
-            return self.ctx.replica(record.source_replica)
+            return self.ctx.settled(record.source_replica)
         if record.source_snapshot:
             snapshot = self.ctx.spec.data.snapshots.get(record.source_snapshot)
             if snapshot is None or snapshot.state != READY:
@@ -227,18 +228,23 @@ class Replicas:
         if record.array_uuid is None or self._source_name(record) is None:
             return
         identity, name = record.array_uuid, record.array_name or ""
-        self._edit_array(uuid, record, lambda dev: md_superblock.restamp(dev, identity, name))
-        self._edit_array(uuid, record, md_superblock.grow)
+        volume = replica_name(uuid)
+        self.edit_array(volume, record, lambda dev: md_superblock.restamp(dev, identity, name))
+        self.edit_array(volume, record, md_superblock.grow)
 
-    def _edit_array(
-        self, uuid: str, record: ReplicaRecord, edit: Callable[[str], md_superblock.Outcome]
+    def edit_array(
+        self, volume: str, record: ReplicaRecord, edit: Callable[[str], md_superblock.Outcome]
     ) -> None:
-        device = self.ctx.lvm_of(record).device(replica_name(uuid))
+        """Change the md superblock on a volume in the pool of a replica.
+
+        :raises ConflictError: it is not sound, or cannot be changed like that.
+        """
+        device = self.ctx.lvm_of(record).device(volume)
         try:
             outcome = edit(device)
         except OSError as error:
             raise errors.InternalError(f"The leg {device} cannot be accessed: {error}") from error
-        LOG.info("Replica %s: its md superblock: %s", uuid, outcome.value)
+        LOG.info("%s: its md superblock: %s", volume, outcome.value)
 
     def _commit(self, uuid: str, record: ReplicaRecord) -> ReplicaRecord:
         with self.ctx.spec.edit() as data:
@@ -265,19 +271,19 @@ class Replicas:
         if size % EXTENT:
             raise errors.InvalidInputError(f"bytes must be a multiple of {EXTENT}")
         with self.ctx.locks.hold(replica_lock(uuid)):
-            record = self.ctx.replica(uuid)
+            record = self.ctx.settled(uuid)
             if size < record.bytes or (record.target_bytes or 0) > size:
                 raise errors.ConflictError(
                     f"Replica {uuid} has {record.bytes} bytes and cannot shrink",
                     volume=record.volume_id,
                 )
             if grow_array:
-                self._refuse_exported(uuid, record)
+                self.ctx.refuse_exported(uuid, record)
             if size > record.bytes or record.target_bytes:
                 record = self._begin_resize(uuid, record, size)
                 record = self.finish_resize(uuid, record)
             if grow_array:
-                self._edit_array(uuid, record, md_superblock.grow)
+                self.edit_array(replica_name(uuid), record, md_superblock.grow)
             return self.view(uuid, record)
 
     def _begin_resize(self, uuid: str, record: ReplicaRecord, size: int) -> ReplicaRecord:
@@ -315,7 +321,8 @@ class Replicas:
             record = self.ctx.spec.data.replicas.get(uuid)
             if record is None:
                 return
-            self._refuse_exported(uuid, record)
+            refuse_unsettled(uuid, record)
+            self.ctx.refuse_exported(uuid, record)
             if record.state == READY:
                 record = self._commit(uuid, record.model_copy(update={"state": DELETING}))
             if self.ctx.pool_of(record).failed:
@@ -323,12 +330,3 @@ class Replicas:
                 LOG.warning("Replica %s is on a failed pool; it is removed later", uuid)
                 return
             self.undo(uuid, record)
-
-    def _refuse_exported(self, uuid: str, record: ReplicaRecord) -> None:
-        exports = self.ctx.spec.data.exports_of(uuid)
-        if exports:
-            raise errors.InUseError(
-                f"Replica {uuid} is exported to {exports[0].host_nqn}",
-                volume=record.volume_id,
-                way_out="Detach the volume first",
-            )

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol
 
 from oslo_log import log
 
@@ -22,7 +23,7 @@ from kumo_node.exports import Exports
 from kumo_node.lvm import made_tag, replica_name
 from kumo_node.replicas import Replicas
 from kumo_node.snapshots import Snapshots
-from kumo_node.spec import READY, Data, ReplicaRecord, SnapshotRecord
+from kumo_node.spec import CREATING, DELETING, READY, Data, ReplicaRecord, SnapshotRecord
 
 LOG = log.getLogger(__name__)
 
@@ -114,7 +115,7 @@ def _unfinished(
     return tuple(
         uuid
         for uuid, record in records.items()
-        if record.state != READY and record.pool not in fixed
+        if record.state in (CREATING, DELETING) and record.pool not in fixed
     )
 
 
@@ -125,10 +126,24 @@ def _is_there(data: Data, seen: Seen, uuid: str) -> bool:
     return tags is None or made_tag(record.token) in tags.get(replica_name(uuid), frozenset())
 
 
+class Finisher(Protocol):
+    """Something that finds in the record, or in the kernel, what it has to finish."""
+
+    def pending(self) -> Sequence[str]:
+        """Names of what is unfinished; a look without locks."""
+
+    def finish(self, what: str) -> None:
+        """Finish or undo it, if that is still to be done.
+
+        :raises KumoError: it cannot be done now.
+        """
+
+
 class Restore:
     """The loop.
 
     :param interval: seconds between two rounds.
+    :ivar before: what finds to do before replicas and exports are looked at. :ivar after: after.
     """
 
     def __init__(
@@ -147,6 +162,8 @@ class Restore:
         self.exports = exports
         self.interval = interval
         self.pool_interval = pool_interval
+        self.before: list[Finisher] = []
+        self.after: list[Finisher] = []
         self._told: frozenset[str] = frozenset()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -177,8 +194,14 @@ class Restore:
 
         :returns: what could not be done, one sentence each; the next round tries again.
         """
+        problems: list[str] = []
+        self._finish(self.before, problems)
         todo = plan(self.ctx.spec.data, self.observe())
-        return self.act(todo) if todo else []
+        if todo:
+            problems += self.act(todo)
+        self._finish(self.after, problems)
+        self._tell(problems)
+        return problems
 
     # Observe.
 
@@ -250,11 +273,18 @@ class Restore:
             self._try(problems, self._finish_resize, uuid)
         for key in todo.apply_exports:
             self._try(problems, self._apply_export, key)
+        return problems
+
+    def _finish(self, finishers: Iterable[Finisher], problems: list[str]) -> None:
+        for finisher in finishers:
+            for what in finisher.pending():
+                self._try(problems, finisher.finish, what)
+
+    def _tell(self, problems: list[str]) -> None:
         for problem in problems:
             # Once; a round comes every few seconds.
             LOG.log(logging.DEBUG if problem in self._told else logging.ERROR, "%s", problem)
         self._told = frozenset(problems)
-        return problems
 
     def _try(self, problems: list[str], act: Callable, what: object) -> None:
         try:
@@ -313,7 +343,7 @@ class Restore:
     def _undo_replica(self, uuid: str) -> None:
         with self.ctx.locks.hold(replica_lock(uuid), wait=False):
             record = self.ctx.spec.data.replicas.get(uuid)
-            if record is not None and record.state != READY:
+            if record is not None and record.state in (CREATING, DELETING):
                 LOG.info("Removing unfinished replica %s", uuid)
                 self.replicas.undo(uuid, record)
 

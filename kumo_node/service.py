@@ -8,7 +8,8 @@ import os
 
 from oslo_config import cfg
 
-from kumo_client.schemas.node import Inventory, NodeInfo
+from kumo_client.schemas.node import ABILITY_ADOPT, ABILITY_REVERT, Inventory, NodeInfo
+from kumo_node.adoption import Adoption
 from kumo_node.conf import parse_portals
 from kumo_node.context import Context
 from kumo_node.disks import Disks
@@ -23,6 +24,7 @@ from kumo_node.pool import Limits
 from kumo_node.pools import Naming, Pools
 from kumo_node.replicas import Replicas
 from kumo_node.restore import Restore
+from kumo_node.revert import Revert
 from kumo_node.snapshots import Snapshots
 from kumo_node.spec import READY, Spec
 
@@ -73,6 +75,8 @@ class Node:
         self.replicas = Replicas(self.ctx, self.exports)
         self.snapshots = Snapshots(self.ctx)
         self.caps = Caps(self.ctx, self.replicas)
+        self.revert = Revert(self.ctx, self.replicas)
+        self.adoption = Adoption(self.ctx, self.replicas)
         self.restore = Restore(
             self.ctx,
             self.replicas,
@@ -81,6 +85,7 @@ class Node:
             interval=conf.restore_interval,
             pool_interval=conf.pool_interval,
         )
+        self.restore.before += [self.revert, self.adoption]
 
     def prepare(self) -> list[str]:
         """All that must be done before the API is served.
@@ -115,7 +120,7 @@ class Node:
 
     def abilities(self) -> list[str]:
         """What this node can do beyond what every node can."""
-        return []
+        return [ABILITY_REVERT, ABILITY_ADOPT]
 
     def inventory(self) -> Inventory:
         """GET /v1/inventory: what was answered as done; nothing that is being made or removed."""

@@ -45,7 +45,7 @@ class Snapshots:
             return self.view(uuid, record)
 
     def _begin(self, uuid: str, wish: SnapshotSpec) -> SnapshotRecord:
-        source = self.ctx.replica(wish.replica)
+        source = self.ctx.settled(wish.replica)
         if source.target_bytes is not None:
             raise errors.BusyError(f"Replica {wish.replica} is being resized")
         with self.ctx.spec.edit() as data:

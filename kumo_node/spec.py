@@ -10,6 +10,8 @@ States of a record:
 ``creating``  nothing was answered yet; what exists of it may be undone.
 ``ready``     answered as done; never given up by itself.
 ``deleting``  the call has begun; what remains is removed.
+``adopting``  nothing was answered yet; the volume gets its old name back and is never removed.
+``releasing`` the call has begun; the volume gets its new name and is forgotten.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from kumo_client import errors
 FORMAT = 1
 FILE = "spec.json"
 CREATING, READY, DELETING = "creating", "ready", "deleting"
+ADOPTING, RELEASING = "adopting", "releasing"
 # One pool on each disk, or one pool over all disks.
 LAYOUT_DISK, LAYOUT_GROUP = "disk", "group"
 
@@ -44,11 +47,26 @@ class Record(BaseModel):
     state: str = CREATING
 
 
+class RevertRecord(BaseModel):
+    """A revert that has begun; ``token`` is that of the volume made from the snapshot."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    operation: str
+    snapshot: str
+    token: str
+    array_uuid: str | None = None
+    array_name: str | None = None
+
+
 class ReplicaRecord(Record):
     """A replica. ``bytes``: size reached. ``target_bytes``: size of a resize that has begun.
 
     ``token`` is part of a tag on the logical volume made for this record. A volume without it is
     not ours, whatever its name. ``max_iops`` and ``max_bw`` (KB/s) are caps, 0 is none.
+
+    ``reverted`` is the operation of the last revert that was done. ``other_name`` is the name that
+    an adopted volume had, and that a released one gets.
     """
 
     volume_id: str
@@ -62,6 +80,9 @@ class ReplicaRecord(Record):
     array_name: str | None = None
     max_iops: int = 0
     max_bw: int = 0
+    revert: RevertRecord | None = None
+    reverted: str | None = None
+    other_name: str | None = None
 
 
 class SnapshotRecord(Record):

@@ -50,6 +50,9 @@ class FakeLv:
     metadata: int = 0
     zero: bool = True
     when_full: str = "queue"
+    pool: str = "pool"
+    writable: bool = True
+    opened: bool | None = False
 
 
 @dataclasses.dataclass
@@ -323,6 +326,9 @@ class FakeHost:
                     "lv_metadata_size": str(lv.metadata) if pool else "",
                     "data_percent": f"{self.data_percent:.2f}" if lv.active else "",
                     "metadata_percent": f"{self.metadata_percent:.2f}" if pool else "",
+                    "pool_lv": "" if pool else lv.pool,
+                    "lv_device_open": self._open_text(self._vg(name), lv),
+                    "lv_permissions": "writeable" if lv.writable else "read-only",
                 }
             )
         wanted = options["-o"][0].split(",")
@@ -429,7 +435,7 @@ class FakeHost:
 
     def _cmd_lvchange(self, args):
         options, paths = self._common(
-            args, flags={"-ay", "-K", "--refresh"}, values={"--errorwhenfull"}
+            args, flags={"-ay", "-K", "--refresh"}, values={"--errorwhenfull", "--deltag"}
         )
         missing = []
         for path in paths:
@@ -437,6 +443,9 @@ class FakeHost:
             vg = self._vg(vg_name)
             if name in vg.lvs and "--errorwhenfull" in options:
                 vg.lvs[name].when_full = "error"
+            elif name in vg.lvs and ("--addtag" in options or "--deltag" in options):
+                vg.lvs[name].tags |= set(options.get("--addtag", []))
+                vg.lvs[name].tags -= set(options.get("--deltag", []))
             elif name in vg.lvs and "--refresh" in options:
                 self.suspend(name, vg_name, "0")
             elif name in vg.lvs:
@@ -447,7 +456,27 @@ class FakeHost:
             raise ValueError(f"Failed to find logical volume {missing}")
         return ""
 
+    def _cmd_lvrename(self, args):
+        _options, (vg_name, name, new) = self._common(args)
+        vg = self._vg(vg_name)
+        if name not in vg.lvs or new in vg.lvs:
+            raise ValueError(f'Failed to rename "{name}" to "{new}" in group "{vg_name}"')
+        lv = vg.lvs[name]
+        self._deactivate(vg, lv, node=False)
+        lv.name = new
+        vg.lvs = {one.name: one for one in vg.lvs.values()}
+        if lv.active:
+            self._activate(vg, lv)
+        return ""
+
+    def _open_text(self, vg, lv):
+        if lv.opened is None:
+            return "unknown"
+        return "open" if self._is_open(vg, lv) else ""
+
     def _is_open(self, vg, lv):
+        if lv.opened:
+            return True
         device = str(self.root / "dev" / vg.name / lv.name)
         found = self.root.glob("sys/kernel/config/nvmet/subsystems/*/namespaces/*/device_path")
         return any(
@@ -474,9 +503,11 @@ class FakeHost:
         (base / "size").write_text(f"{lv.bytes // 512}\n")
         (base / "queue/logical_block_size").write_text("512\n")
 
-    def _deactivate(self, vg, lv):
-        lv.active = False
+    def _deactivate(self, vg, lv, *, node=True):
         (self.root / "dev" / vg.name / lv.name).unlink(missing_ok=True)
+        if not node:
+            return
+        lv.active = False
         (self.root / "dev" / f"dm-{lv.number}").unlink(missing_ok=True)
 
 

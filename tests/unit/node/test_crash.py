@@ -9,11 +9,12 @@ answered as done is lost, nothing of others has changed, and the same call succe
 
 import pytest
 
-from kumo_client.schemas.node import ReplicaSource
+from kumo_client.naming import GIB
+from kumo_client.schemas.node import AdoptSpec, ReleaseSpec, ReplicaSource, RevertSpec
 from kumo_node import restore
 from kumo_node.spec import READY, Spec
 from tests.fakes.node import FakeMachine
-from tests.unit.node.conftest import HOST_A, HOST_B, MIB, export, replica, snapshot, uid
+from tests.unit.node.conftest import HOST_A, HOST_B, MIB, VOLUME, export, replica, snapshot, uid
 
 R1, R2, S1 = uid(1), uid(2), uid(0x51)
 FOREIGN = "nqn.2001-01.org.example:theirs"
@@ -62,6 +63,21 @@ def with_snapshot(node):
     node.snapshots.put(S1, snapshot(R1))
 
 
+def reverted_once(node):
+    """A replica that is larger than its snapshot, and has been reverted before."""
+    with_snapshot(node)
+    node.exports.delete(R1, None)
+    node.revert.put(R1, REVERT.model_copy(update={"operation": uid(0x71)}))
+    node.replicas.resize(R1, 64 * MIB)
+
+
+REVERT = RevertSpec(snapshot=S1, operation=uid(0x70))
+
+
+def adopted(node):
+    return AdoptSpec(name="theirs", pool=next(iter(node.ctx.pools)), volume_id=VOLUME)
+
+
 VERBS = {
     "create": (lambda n: None, lambda n: n.replicas.put(R1, replica())),
     "create beside": (exported, lambda n: n.replicas.put(R2, replica())),
@@ -87,6 +103,12 @@ VERBS = {
     "delete snapshot": (with_snapshot, lambda n: n.snapshots.delete(S1)),
     "unexport": (two_exports, lambda n: n.exports.delete(R1, HOST_A)),
     "unexport all": (two_exports, lambda n: n.exports.delete(R1, None)),
+    "revert": (reverted_once, lambda n: n.revert.put(R1, REVERT)),
+    "adopt": (lambda n: n.replicas.put(R2, replica()), lambda n: n.adoption.adopt(R1, adopted(n))),
+    "release delete": (
+        lambda n: n.replicas.put(R1, replica()),
+        lambda n: n.adoption.release(R1, ReleaseSpec(name="given")),
+    ),
     "delete": (lambda n: n.replicas.put(R1, replica()), lambda n: n.replicas.delete(R1)),
 }
 
@@ -108,7 +130,13 @@ def check(machine):
     records = [*data.replicas.values(), *data.snapshots.values(), *data.exports.values()]
     assert {record.state for record in records} <= {READY}
     names = {f"r-{uuid}" for uuid in data.replicas} | {f"s-{uuid}" for uuid in data.snapshots}
-    assert host.names() == names | {"theirs"}
+    given = {name for name in host.names() if name in ("theirs", "given")}
+    assert host.names() == names | given
+    # Nothing that was there, and is not ours to delete, is ever lost.
+    adopted = {record.other_name for record in data.replicas.values()} - {None}
+    assert len(given | adopted) == (2 if "given" in given else 1)
+    assert not any(host.lv(name).tags for name in given)
+    assert all(record.revert is None for record in data.replicas.values())
     assert set(machine.nvmet.visible()) == answered(node)["exports"]
     for uuid, record in data.replicas.items():
         assert record.target_bytes is None
@@ -145,7 +173,7 @@ def test_a_stop_between_any_two_steps(tmp_path, monkeypatch, verb, reboot, layou
         machine = FakeMachine(tmp_path / str(stops), pool_layout=layout)
         stopper = Stopper(machine, monkeypatch)
         machine.start()
-        machine.host.foreign_lv("theirs")
+        machine.host.foreign_lv("theirs", size=GIB)
         add_theirs(machine)
         setup(machine.node)
         before = answered(machine.node)
@@ -212,11 +240,11 @@ def test_a_command_whose_outcome_is_unknown(tmp_path, verb, how):
     for repeat in (True, False):
         machine = FakeMachine(tmp_path / str(repeat))
         machine.start()
-        machine.host.foreign_lv("theirs")
+        machine.host.foreign_lv("theirs", size=GIB)
         add_theirs(machine)
         setup, call = VERBS[verb]
         setup(machine.node)
-        machine.host.fail = [(r"^lv(create|extend|remove)", how)]
+        machine.host.fail = [(r"^lv(create|extend|remove|rename)", how)]
         with pytest.raises(Exception, match="unknown") as caught:
             call(machine.node)
         assert caught.value.transient

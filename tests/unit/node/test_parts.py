@@ -234,6 +234,7 @@ def test_the_format_on_disk_is_pinned(tmp_path):
             "state": "creating", "volume_id": "V", "bytes": 1, "pool": "p", "token": "t",
             "target_bytes": None, "source_snapshot": None, "source_replica": None,
             "array_uuid": None, "array_name": None, "max_iops": 0, "max_bw": 0,
+            "revert": None, "reverted": None, "other_name": None,
         }},
         "snapshots": {"S": {
             "state": "creating", "replica": "R", "snapshot_id": "I", "bytes": 1, "pool": "p",
