@@ -55,6 +55,15 @@ SERVER_OPTS = [
         max=50,
         help="Seconds a call waits for another call on the same volume before it answers Busy.",
     ),
+    cfg.FloatOpt(
+        "shutdown_grace",
+        default=0.0,
+        min=0.0,
+        max=30.0,
+        help="Seconds for which the API goes on when the program is told to end, while GET /readyz "
+        "says already that it is not ready. Behind a balancer: a little longer than it takes the "
+        "balancer to notice that.",
+    ),
 ]
 
 DATABASE_OPTS = [

@@ -97,10 +97,19 @@ def _serve(options: cfg.ConfigOpts) -> None:
         timeout_graceful_shutdown=5,
     )
     try:
-        # A request may need two calls to a node in a row.
-        server.serve(config, patience=2 * options.nodes.budget + listen.lock_timeout)
+        server.serve(_server(config, core))
     finally:
         core.close()
+
+
+def _server(config: uvicorn.Config, core: Core) -> server.Server:
+    made = server.Server(config)
+    # A request may need two calls to a node in a row.
+    made.patience = 2 * core.conf.nodes.budget + core.conf.server.lock_timeout
+    made.grace = core.conf.server.shutdown_grace
+    made.on_leaving = core.leaving.set
+    made.on_stopping = core.stopping.set
+    return made
 
 
 def _check_tls(options: cfg.ConfigOpts) -> tuple[str, str]:

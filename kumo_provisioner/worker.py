@@ -9,6 +9,7 @@ over when it ends or dies.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 from oslo_log import log
@@ -51,9 +52,10 @@ class Worker:
         """Stop after the step being worked on; a step is bounded by the budget of its calls."""
         self._stopping.set()
         self._core.wake.set()
+        deadline = time.monotonic() + self._core.conf.nodes.budget
         for thread in self._threads:
             if thread.is_alive():
-                thread.join(timeout=self._core.conf.nodes.budget)
+                thread.join(timeout=max(0.0, deadline - time.monotonic()))
 
     def _duty(self, duty: Duty) -> None:
         while not self._stopping.is_set():
