@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from kumo_client import errors
@@ -24,6 +26,8 @@ COLUMNS = (
 # Longer than this, a proxy in between may take the connection for dead.
 WAIT_SECONDS = 20
 PAUSE_SECONDS = 2.0
+NEWEST = 50
+AT_ONCE = 1000
 
 
 def register(subparsers: Any) -> None:
@@ -33,7 +37,9 @@ def register(subparsers: Any) -> None:
     listing.add_argument(
         "--since", type=int, metavar="NUMBER", help="only those after the event of this number"
     )
-    listing.add_argument("--limit", type=int, metavar="N", help="at most so many at once")
+    listing.add_argument(
+        "--limit", type=int, metavar="N", help="how many; 50, with --since all that there are"
+    )
     command.argument(listing, "--volume", metavar="UUID_OR_ALIAS", completer=complete.volumes)
     command.argument(listing, "--host", metavar="UUID_OR_NAME", completer=complete.hosts)
     listing.add_argument("--level", choices=(INFO, WARN, FATAL), help="this level and above")
@@ -41,18 +47,60 @@ def register(subparsers: Any) -> None:
 
 
 def _list(provisioner: Provisioner, args: argparse.Namespace) -> None:
+    if args.limit is not None and args.limit < 1:
+        raise command.UsageError("--limit must be above 0")
     filters = {
-        "limit": args.limit,
         "host_id": find.host(provisioner, args.host).uuid if args.host else None,
         "volume_id": _volume_id(provisioner, args.volume) if args.volume else None,
         "level": args.level,
     }
-    if args.follow:
-        _follow(provisioner, args, filters)
-        return
-    page = provisioner.events(args.since, **filters)
-    _tell_loss(page)
-    output.show_list(page.events, COLUMNS, args.format)
+    try:
+        events, last = _known(provisioner, args, filters)
+        if not args.follow:
+            output.show_list(events, COLUMNS, args.format)
+            return
+        _print_lines(events, args.format)
+    except KeyboardInterrupt:
+        if args.follow:
+            return
+        raise
+    _follow(provisioner, last, args.format, filters)
+
+
+def _known(
+    provisioner: Provisioner, args: argparse.Namespace, filters: dict[str, Any]
+) -> tuple[list[Event], int]:
+    """Events that there are already, oldest first, and the number to go on from."""
+    if args.since is not None:
+        pages = _pages(provisioner, args.since, filters)
+        found: list[Event] = []
+        for page in pages:
+            _tell_loss(page)
+            found += page.events
+            last = page.last
+            if args.limit is not None and len(found) >= args.limit:
+                found = found[: args.limit]
+                return found, found[-1].seq
+        return found, last
+    limit = args.limit or NEWEST
+    # With a filter it cannot be told how far back the newest ones are.
+    filtered = any(value is not None for value in filters.values())
+    since = 0 if filtered else max(0, provisioner.last_event() - limit)
+    newest: collections.deque[Event] = collections.deque(maxlen=limit)
+    for page in _pages(provisioner, since, filters):
+        newest.extend(page.events)
+        last = page.last
+    return list(newest), last
+
+
+def _pages(provisioner: Provisioner, since: int, filters: dict[str, Any]) -> Iterator[EventPage]:
+    """Pages up to one that is not full; at least one."""
+    while True:
+        page = provisioner.events(since, limit=AT_ONCE, **filters)
+        yield page
+        if len(page.events) < AT_ONCE:
+            return
+        since = page.last
 
 
 def _volume_id(provisioner: Provisioner, text: str) -> str:
@@ -60,27 +108,30 @@ def _volume_id(provisioner: Provisioner, text: str) -> str:
     return text.lower() if find.is_uuid(text) else find.volume(provisioner, text).uuid
 
 
-def _follow(provisioner: Provisioner, args: argparse.Namespace, filters: dict[str, Any]) -> None:
-    since = args.since
+def _follow(
+    provisioner: Provisioner, since: int, output_format: str, filters: dict[str, Any]
+) -> None:
     try:
-        page = provisioner.events(since, **filters)
         while True:
-            _tell_loss(page)
-            for event in page.events:
-                _print_line(event, args.format)
-            sys.stdout.flush()
-            since = page.last
             page = _next(provisioner, since, filters)
+            _tell_loss(page)
+            _print_lines(page.events, output_format)
+            since = page.last
     except KeyboardInterrupt:
-        if since is not None:
-            output.note(f"go on with --since {since}")
+        output.note(f"go on with --since {since}")
+
+
+def _print_lines(events: list[Event], output_format: str) -> None:
+    for event in events:
+        _print_line(event, output_format)
+    sys.stdout.flush()
 
 
 def _next(provisioner: Provisioner, since: int, filters: dict[str, Any]) -> EventPage:
     """The next page, however long it takes; a provisioner that is away is waited for."""
     while True:
         try:
-            return provisioner.events(since, wait=WAIT_SECONDS, **filters)
+            return provisioner.events(since, wait=WAIT_SECONDS, limit=AT_ONCE, **filters)
         except errors.KumoError as exc:
             if not exc.transient:
                 raise

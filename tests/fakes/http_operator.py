@@ -43,7 +43,7 @@ class FakeOperatorProvisioner(FakeProvisioner):
         self.tokens = {}
         self.steps = 2
         self.fails = None
-        self.lost = False
+        self.forgotten = 0
         self.full = False
 
     def routes(self):
@@ -86,7 +86,10 @@ class FakeOperatorProvisioner(FakeProvisioner):
         return self.begin(task.DRAIN, backend_id=key)
 
     def stop_drain(self, request, key):
-        self.get("backends", key).state = backend.AVAILABLE
+        found = self.get("backends", key)
+        if found.state != backend.DRAINING:
+            raise errors.ConflictError("it is not being drained")
+        found.state = backend.AVAILABLE
         return success()
 
     def heartbeat(self, request):
@@ -241,9 +244,11 @@ class FakeOperatorProvisioner(FakeProvisioner):
             and request.params.get("volumeId") in (None, item.volume_id)
             and request.params.get("hostId") in (None, item.host_id)
         ]
-        found = found[: int(request.params.get("limit", 1000))]
-        last = found[-1].seq if found else max(since, len(self.events_))
-        return event.EventPage(events=found, last=last, lost=self.lost).wire()
+        limit = int(request.params.get("limit", 100))
+        full, found = len(found) >= limit, found[:limit]
+        last = found[-1].seq if full else len(self.events_)
+        lost = since < self.forgotten or since > len(self.events_)
+        return event.EventPage(events=found, last=last, lost=lost).wire()
 
     def forward_log(self, request):
         self.logs.append(event.ForwardLog.model_validate(request.json))

@@ -70,13 +70,18 @@ class Backends(Base):
         path = f"/backends/{quoted(persistent_id)}/drain"
         return model(TaskAnswer, self.session.request("POST", path, idempotent=True))
 
-    def stop_drain(self, persistent_id: str) -> StatusAnswer:
+    def stop_drain(self, persistent_id: str) -> None:
         """Begin no further moves and let the node take replicas again.
 
         :raises NotExistsError: no such storage node.
+        :raises ConflictError: it is not being drained.
         """
         self.need(info_schema.CAPABILITY_DRAIN)
-        return self._status("DELETE", f"/backends/{quoted(persistent_id)}/drain")
+        try:
+            self._status("DELETE", f"/backends/{quoted(persistent_id)}/drain")
+        except errors.ConflictError as exc:
+            if not exc.repeated:
+                raise
 
     def _registered(self, create: BackendCreate) -> Backend:
         for backend in self.backends():

@@ -11,6 +11,8 @@ from kumo_client.schemas.event import EventPage, ForwardLog
 
 # The longest wait that a server accepts, in seconds.
 LONGEST_WAIT = 50
+# A number that no event will have.
+_BEHIND = 1 << 62
 
 
 class Events(Base):
@@ -26,8 +28,9 @@ class Events(Base):
         volume_id: str | None = None,
         level: str | None = None,
     ) -> EventPage:
-        """What happened after event ``since`` (capability ``events``).
+        """What happened after event ``since`` (capability ``events``), oldest first.
 
+        A token of a tenant sees the events of that tenant.
         ``last`` of the answer is ``since`` of the next call; ``lost`` says that events in between
         have been forgotten, so that the caller must look at everything.
 
@@ -46,10 +49,13 @@ class Events(Base):
             level=level,
         )
         budget = self.session.budget + wait
-        answer = self.session.request(
-            "GET", self._of_tenant("/events"), params=params, budget=budget
-        )
+        answer = self.session.request("GET", "/events", params=params, budget=budget)
         return model(EventPage, answer)
+
+    def last_event(self) -> int:
+        """The number of the newest event, 0 when there was none (capability ``events``)."""
+        # From behind the end, the answer says where the end is.
+        return self.events(_BEHIND, limit=1).last
 
     def forward_log(self, record: ForwardLog) -> StatusAnswer:
         """Hand a log record of a host on; one that is sent twice is logged twice."""

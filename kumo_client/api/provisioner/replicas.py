@@ -19,6 +19,8 @@ class Replicas(Volumes):
 
         :param volume: uuid.
         :raises TooManyReplicasError: it has four, or one that was not used yet.
+        :raises ConflictError: it has one replica only, and so no array that could grow.
+        :raises StaleError: no replica is in sync.
         :raises NoSpaceError: it cannot be placed.
         """
         before = {location.uuid for location in self.volume(volume).location}
@@ -38,19 +40,25 @@ class Replicas(Volumes):
             "the server answered Success, but there is no new replica", volume=volume
         )
 
-    def delete_replica(self, volume: str, replica: str) -> StatusAnswer:
+    def delete_replica(self, volume: str, replica: str) -> None:
         """Ask for the deletion of a replica: it is Terminating until a host confirms.
 
+        While no host has the volume it goes at once.
+
         :raises LastReplicaError: it is the only one that has all writes.
-        :raises ConflictError: another one is Terminating.
+        :raises ConflictError: another one is Terminating, or its replacement is not in sync.
         :raises NotExistsError: there is no such replica.
         """
-        return self._status("PATCH", self._replica(volume, replica))
+        try:
+            self._status("PATCH", self._replica(volume, replica))
+        except errors.NotExistsError as exc:
+            if not exc.repeated:
+                raise
 
     def confirm_replica(self, volume: str, replica: str) -> None:
         """Say that no host uses a Terminating replica any more, so that it can go.
 
-        :raises LastReplicaError: it is the only one that has all writes.
+        :raises ConflictError: nobody has asked for its deletion.
         :raises NotExistsError: there is no such replica.
         """
         self._delete(self._replica(volume, replica))
@@ -59,6 +67,8 @@ class Replicas(Volumes):
         """Report a state: ``Available``, ``Synchronizing`` or ``Missing``.
 
         :raises NotExistsError: there is no such replica.
+        :raises VolumeNotPublishedError: no host has the volume, so none can know.
+        :raises ConflictError: the replica is Terminating.
         """
         return self._status("PATCH", f"{self._replica(volume, replica)}/{quoted(state)}")
 
@@ -66,7 +76,10 @@ class Replicas(Volumes):
         """Move a replica to another node; the answer names the task.
 
         :raises NotExistsError: there is no such volume, replica or node.
+        :raises InvalidInputError: it has several replicas and none was named.
+        :raises ConflictError: a host has the volume and it has one replica only.
         :raises NoSpaceError: no node can take it.
+        :raises BusyError: a replica of the volume is moving already.
         """
         path = self._of_tenant("/migrate_volume")
         answer = self.session.request("POST", path, json=migrate.wire(), idempotent=True)

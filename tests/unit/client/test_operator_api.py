@@ -68,12 +68,15 @@ def test_the_modes_and_limits_of_a_node(api, operated, nodes):
     assert (api.backend(name).state, api.backend(name).cordoned) == ("Maintenance", False)
 
 
-def test_draining_a_node(api, nodes):
+def test_draining_a_node(api, operated, nodes):
     begun = api.drain_backend(nodes[0])
     assert api.backend(nodes[0]).state == "Draining"
     assert api.task(begun.task_id).type == "Drain"
+    operated.lose = 1
     api.stop_drain(nodes[0])
     assert api.backend(nodes[0]).state == "Available"
+    with pytest.raises(errors.ConflictError):
+        api.stop_drain(nodes[0])
 
 
 def test_where_a_volume_would_go(api, operated, nodes):
@@ -130,6 +133,8 @@ def test_replicas_come_and_go(api, operated, volume):
     assert api.volume(volume).location[2].replica_state == "Terminating"
     operated.lose = 1
     api.confirm_replica(volume, added.uuid)
+    with pytest.raises(errors.NotExistsError):
+        api.delete_replica(volume, added.uuid)
     assert len(api.volume(volume).location) == 2
 
 
@@ -137,6 +142,12 @@ def test_a_new_replica_whose_answer_was_lost_is_not_made_twice(api, operated, vo
     network.servers[A] = _losing(operated, "POST")
     added = api.add_replica(volume)
     assert [item.uuid for item in api.volume(volume).location][2:] == [added.uuid]
+
+
+def test_a_replica_that_goes_at_once_and_whose_answer_was_lost(connect, network):
+    gone = Answer(errors.NotExistsError("there is no such replica").to_wire(), 404)
+    network.servers[A] = Script(ReadTimeout, gone)
+    Provisioner(connect(A)).delete_replica(V1, V2)
 
 
 def _losing(server, method):
@@ -189,6 +200,7 @@ def test_events_are_read_on_from_the_last_one(api, operated, network):
     assert network.requests[-2].timeout[1] > 20
     api.events(3, wait=1000)
     assert network.requests[-1].params["wait"] == "50"
+    assert api.last_event() == 3
 
 
 def test_what_hosts_tell(api, operated, volume):

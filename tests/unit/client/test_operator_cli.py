@@ -8,6 +8,7 @@ import uuid
 import pytest
 
 from kumo_client import errors
+from kumo_client.cli import event as event_command
 from kumo_client.cli import output, progress, watch
 from kumo_client.schemas.backend import BackendCreate, BackendPool
 from kumo_client.schemas.host import HostProbe
@@ -611,6 +612,10 @@ def test_a_wrong_period(kumo, value):
 # -- events ---------------------------------------------------------------------------------------
 
 
+def numbers(result):
+    return [event["seq"] for event in shown(result)]
+
+
 def test_listing_events(kumo, filled):
     filled.say("volume.created", volume_id=V1, message="made\x1b[2J it")
     filled.say("backend.cordoned", backend_id="node-1", level="WARN")
@@ -620,31 +625,54 @@ def test_listing_events(kumo, filled):
     assert event["type"] == "volume.created"
     assert shown(kumo("event", "list", "--since", "2", "--host", "compute-1", *J)) == []
     assert len(shown(kumo("event", "list", "--volume", V2.upper(), *J))) == 0
-    filled.lost = True
-    assert "have been forgotten" in kumo("event", "list")[2]
+    assert kumo("event", "list", "--limit", "0")[0] == 2
+
+
+def test_the_newest_events_or_all_since_one(kumo, filled, monkeypatch):
+    monkeypatch.setattr(event_command, "AT_ONCE", 2)
+    for number in range(7):
+        filled.say("volume.created", volume_id=(V1, V2)[number % 2])
+    assert numbers(kumo("event", "list", "--limit", "3", *J)) == [5, 6, 7]
+    assert numbers(kumo("event", "list", "--volume", "v1", "--limit", "2", *J)) == [5, 7]
+    assert numbers(kumo("event", "list", "--since", "1", *J)) == [2, 3, 4, 5, 6, 7]
+    assert numbers(kumo("event", "list", "--since", "1", "--limit", "3", *J)) == [2, 3, 4]
+    filled.forgotten = 3
+    assert "have been forgotten" in kumo("event", "list", "--since", "2")[2]
+    assert kumo("event", "list")[2] == ""
+
+
+class Polls(list):
+    """Does the next of these things before each long poll, then presses Ctrl-C."""
+
+    def __init__(self, network, *steps):
+        super().__init__()
+        self.steps, self.fake = list(steps), network.servers[A]
+        network.servers[A] = self
+
+    def __call__(self, request):
+        if "wait" in request.params:
+            self.append(request.params)
+            if not self.steps:
+                raise KeyboardInterrupt
+            answer = self.steps.pop(0)()
+            if answer is not None:
+                return answer
+        return self.fake(request)
 
 
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_following_events(kumo, filled, network, form):
     filled.say("volume.created", volume_id=V1)
-    fake = network.servers[A]
-    polls = []
-
-    def later(request):
-        if request.path == "/events":
-            polls.append(request.params)
-            if len(polls) == 2:
-                filled.say("volume.deleted", volume_id=V1, host_id=H1, message="gone\nfor good")
-            if len(polls) == 4:
-                raise KeyboardInterrupt
-        return fake(request)
-
-    network.servers[A] = later
+    polls = Polls(
+        network,
+        lambda: filled.say("volume.deleted", volume_id=V1, host_id=H1, message="gone\nfor good"),
+        lambda: None,
+    )
     code, out, err = kumo("event", "list", "--follow", "--level", "INFO", "-f", form)
     assert (code, err) == (0, "kumo: go on with --since 2\n")
     lines = out.splitlines()
     assert len(lines) == 2
-    assert [params.get("since") for params in polls] == [None, "1", "2", "2"]
+    assert [params["since"] for params in polls] == ["1", "2", "2"]
     assert polls[1]["wait"] == "20"
     if form == "json":
         assert [json.loads(line)["type"] for line in lines] == ["volume.created", "volume.deleted"]
@@ -653,28 +681,21 @@ def test_following_events(kumo, filled, network, form):
 
 
 def test_following_survives_a_provisioner_that_restarts(kumo, filled, network, slept):
-    fake = network.servers[A]
-    polls = []
+    def lost():
+        raise ReadTimeout
 
-    def restarting(request):
-        if request.path != "/events":
-            return fake(request)
-        polls.append(request.params)
-        if len(polls) == 2:
-            raise ReadTimeout
-        if len(polls) == 3:
-            filled.say("volume.created")
-        if len(polls) == 4:
-            return Answer(errors.ForbiddenError("not any more").to_wire(), 403)
-        return fake(request)
-
-    network.servers[A] = restarting
     network.clock = None
+    polls = Polls(
+        network,
+        lost,
+        lambda: filled.say("volume.created"),
+        lambda: Answer(errors.ForbiddenError("not any more").to_wire(), 403),
+    )
     code, out, err = kumo("event", "list", "--follow", "--since", "0", KUMO_TIMEOUT="0.01")
     assert code == 1
     assert "volume.created" in out
     assert "Forbidden" in err
-    assert [params["since"] for params in polls] == ["0", "0", "0", "1"]
+    assert [params["since"] for params in polls] == ["0", "0", "1"]
 
 
 def test_following_that_is_interrupted_before_anything_came(kumo, network):
@@ -683,6 +704,7 @@ def test_following_that_is_interrupted_before_anything_came(kumo, network):
 
     network.servers[A] = interrupt
     assert kumo("event", "list", "--follow") == (0, "", "")
+    assert kumo("event", "list")[0] == 130
 
 
 @pytest.mark.parametrize(
