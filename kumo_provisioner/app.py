@@ -17,6 +17,7 @@ from kumo_provisioner.routes import (
     health,
     hosts,
     info,
+    live,
     publish,
     reconcile,
     snapshots,
@@ -27,7 +28,19 @@ from kumo_provisioner.routes import (
 from kumo_provisioner.services.info import version
 from kumo_provisioner.worker import Worker
 
-ROUTES = (health, info, backends, tenants, volumes, snapshots, hosts, publish, targets, reconcile)
+ROUTES = (
+    health,
+    info,
+    backends,
+    tenants,
+    volumes,
+    live,
+    snapshots,
+    hosts,
+    publish,
+    targets,
+    reconcile,
+)
 
 # Existing clients ask for /info before they have a token.
 OPEN_PATHS = frozenset({"/healthz", "/readyz", "/info"})

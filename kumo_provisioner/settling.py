@@ -23,7 +23,9 @@ RELEASE = "release"
 
 _MEANING = {
     EXTEND: "an extension",
+    LIMITS: "a change of the caps",
     REVERT: "a revert to a snapshot",
+    REPLICAS: "a change of the replicas",
 }
 
 # By kind: does the work for the volume of that uuid, whose lock the caller holds; raises KumoError

@@ -310,7 +310,7 @@ def finish_unsettled(core: Core, counts: Counts) -> None:
     """Do what is still to be done on volumes after their wishes were recorded."""
     with core.db.read() as session:
         query = select(models.Volume.uuid).where(
-            models.Volume.unsettled != "", models.Volume.status == models.AVAILABLE
+            models.Volume.unsettled != "", models.Volume.status != models.CREATING
         )
         uuids = session.scalars(query).all()
     for uuid in uuids:
@@ -324,7 +324,8 @@ def finish_unsettled(core: Core, counts: Counts) -> None:
 def _finish_one(core: Core, uuid: str, counts: Counts) -> None:
     with core.db.read() as session:
         row = session.get(models.Volume, uuid)
-        kinds = [] if row is None else settling.kinds(row)
+        # What a newer version recorded is left to it.
+        kinds = [one for one in settling.kinds(row) if one in SETTLERS] if row else []
     for kind in kinds:
         try:
             SETTLERS[kind](core, uuid)

@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 from kumo_provisioner import settling
-from kumo_provisioner.services import extending
+from kumo_provisioner.services import adoption, extending, revert
 
 SETTLERS: dict[str, settling.Settler] = {
     settling.EXTEND: extending.settle,
+    settling.REVERT: revert.finish,
+    settling.ADOPT: adoption.finish_adoption,
+    settling.RELEASE: adoption.finish_release,
 }

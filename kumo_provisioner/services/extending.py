@@ -45,6 +45,7 @@ def intend(core: Core, session: Session, row: models.Volume, gib: int) -> None:
         )
     if gib == row.wanted_capacity:
         return
+    settling.refuse(row, settling.REVERT)
     if gib < row.wanted_capacity:
         raise errors.ConflictError(
             f"an extension of volume {row.uuid} to {row.wanted_capacity} GiB is under way",

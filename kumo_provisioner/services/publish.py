@@ -20,6 +20,7 @@ from kumo_client.api.node import Node
 from kumo_client.schemas import host as wire
 from kumo_client.schemas.backend import AVAILABLE
 from kumo_client.schemas.node import ExportSpec
+from kumo_provisioner import settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
@@ -85,6 +86,8 @@ def _alike(core: Core, tenant: str, uuid: str) -> set[str] | None:
     """
     with core.db.read() as session:
         volume = volumes.find(session, tenant, uuid)
+        # Its legs may be of two states.
+        settling.refuse(volume, settling.REVERT)
         finished = volume.wanted_capacity == volume.capacity
         if finished or not volume.replicated or extending.in_use(volume):
             return None

@@ -21,6 +21,7 @@ from kumo_client import errors
 from kumo_client.schemas import snapshot as wire
 from kumo_client.schemas.node import SnapshotSpec
 from kumo_client.schemas.volume import CloneCreate
+from kumo_provisioner import settling
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Call
@@ -247,6 +248,7 @@ def delete(core: Core, tenant: str, text: str) -> None:
     """Delete a snapshot. Volumes made from it do not depend on it.
 
     :raises NotExistsError: when there is none.
+    :raises BusyError: while a revert of its volume is unfinished.
     """
     uuid = view.normal_uuid(text)
     if uuid is None:
@@ -256,6 +258,7 @@ def delete(core: Core, tenant: str, text: str) -> None:
             rows = _rows(session, tenant, uuid=uuid)
             if not rows:
                 raise missing(text)
+            settling.refuse(rows[0].volume, settling.REVERT)
             parts = removals.retire_snapshot(session, rows[0])
         LOG.info("Deleted snapshot %s", uuid)
         removals.carry_out(core, parts)

@@ -15,7 +15,15 @@ from kumo_client.schemas import volume as wire
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Call
-from kumo_provisioner.services import building, capacity, extending, placing, removals, view
+from kumo_provisioner.services import (
+    building,
+    capacity,
+    extending,
+    guards,
+    placing,
+    removals,
+    view,
+)
 
 LOG = log.getLogger(__name__)
 
@@ -194,25 +202,8 @@ def delete(core: Core, tenant: str, text: str) -> None:
     with core.locks.hold(uuid):
         with core.db.write() as session:
             row = find(session, tenant, uuid)
-            _refuse_in_use(session, row)
+            guards.unpublished(row)
+            guards.no_snapshots(session, row)
             parts = removals.retire_volume(session, row)
         LOG.info("Deleted volume %s", uuid)
         removals.carry_out(core, parts)
-
-
-def _refuse_in_use(session: Session, row: models.Volume) -> None:
-    hosts = sorted(one.host_id for one in row.publications)
-    if hosts:
-        raise errors.InUseError(
-            f"volume {row.uuid} is published to {', '.join(hosts[:4])}",
-            volume=row.uuid,
-            way_out="unpublish it first",
-        )
-    query = select(models.Snapshot.uuid).filter_by(volume_id=row.uuid)
-    snapshots = session.scalars(query.limit(4)).all()
-    if snapshots:
-        raise errors.InUseError(
-            f"volume {row.uuid} has snapshots: {', '.join(snapshots)}",
-            volume=row.uuid,
-            way_out="delete its snapshots first",
-        )
