@@ -126,12 +126,51 @@ OPTS = [
         "refuses whatever could outgrow the pool.",
     ),
     cfg.FloatOpt(
+        "pool_warn_percent",
+        default=80.0,
+        min=1.0,
+        max=100.0,
+        help="Above this fill level (percent of a pool's data or metadata space) the node tells of "
+        "a problem.",
+    ),
+    cfg.FloatOpt(
         "pool_full_percent",
         default=95.0,
         min=1.0,
         max=100.0,
         help="New replicas and snapshots are refused when more of the pool's data or metadata "
         "space than this is used (percent).",
+    ),
+    cfg.FloatOpt(
+        "pool_critical_percent",
+        default=98.0,
+        min=1.0,
+        max=100.0,
+        help="Above this fill level (percent) the pool is given its reserve.",
+    ),
+    cfg.FloatOpt(
+        "pool_reserve_percent",
+        default=1.0,
+        min=0.0,
+        max=50.0,
+        help="Part of the disks (percent) that a pool leaves free when it is made or grown. It is "
+        "given to the pool by itself above 'pool_critical_percent', so that writes go on while "
+        "somebody makes room. A disk that joins an existing pool brings a new reserve; a pool "
+        "on one disk has it once. 0 keeps none.",
+    ),
+    cfg.FloatOpt(
+        "wear_warn_percent",
+        default=90.0,
+        min=1.0,
+        help="The node tells of a problem when an NVMe disk says that this much of its life is "
+        "used up (percent).",
+    ),
+    cfg.IntOpt(
+        "smart_interval",
+        default=300,
+        min=10,
+        help="Seconds between two looks at the SMART log of an NVMe disk. It needs nvme-cli; "
+        "without it, wear is unknown.",
     ),
     cfg.IntOpt(
         "max_io_queues",
@@ -161,9 +200,10 @@ OPTS = [
     ),
     cfg.IntOpt(
         "pool_interval",
-        default=60,
+        default=5,
         min=1,
-        help="Seconds between two looks at the fill level of the pool.",
+        help="Seconds between two looks at the state and the fill level of the pools. They are "
+        "looked at each second while one is fuller than 'pool_warn_percent'.",
     ),
 ]
 

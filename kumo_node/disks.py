@@ -11,6 +11,7 @@ import dataclasses
 import enum
 import json
 import os
+import pathlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -202,6 +203,35 @@ class Disks:
             types = ", ".join(str(item.get("type")) for item in found)
             return State.DATA, f"it has signatures ({types})"
         return State.EMPTY, "no partition and no signature"
+
+
+def device_of(path: str) -> str | None:
+    """Real path of a disk's device node; None when there is none."""
+    device = os.path.realpath(path)
+    return device if os.path.exists(device) else None
+
+
+def identity(device: str, sys_root: pathlib.Path) -> str:
+    """Changes when a disk is taken away and given back, even under the same name.
+
+    ``diskseq`` rises with each disk that the kernel finds (Documentation/ABI/stable/sysfs-block,
+    Linux 5.15).
+    """
+    try:
+        return (sys_root / "class/block" / os.path.basename(device) / "diskseq").read_text().strip()
+    except OSError:
+        return device
+
+
+def has_holders(device: str, sys_root: pathlib.Path) -> bool | None:
+    """Whether something active is stacked on a disk: yes, no, or None for could not tell.
+
+    A disk that was taken away and given back has none, while what was active keeps the lost one.
+    """
+    try:
+        return bool(os.listdir(sys_root / "class/block" / os.path.basename(device) / "holders"))
+    except OSError:
+        return None
 
 
 def _each_once(disks: list[Disk]) -> list[Disk]:

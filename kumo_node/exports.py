@@ -52,7 +52,8 @@ class Exports:
 
         :raises NotExistsError: there is no such replica.
         :raises ConflictError: it is exported to that host in the other class.
-        :raises BackendUnavailableError: no portal is up, or the volume is not active yet.
+        :raises BackendUnavailableError: no portal is up, the volume is not active yet, or its pool
+            has failed.
         """
         check_nqn(wish.host_nqn)
         with self.ctx.locks.hold(replica_lock(replica), host_lock(wish.host_nqn)):
@@ -93,6 +94,13 @@ class Exports:
 
     def apply(self, record: ExportRecord) -> None:
         """Make the kernel's side of an export complete; the caller holds the locks."""
+        pool = self.ctx.pool_of(self.ctx.replica(record.replica))
+        if pool.failed:
+            raise errors.BackendUnavailableError(
+                f"Replica {record.replica} cannot be reached, pool {pool.name} has failed: "
+                f"{pool.condition.reason}",
+                node=self.ctx.persistent_id,
+            )
         namespace = self.ctx.namespace(record)
         if not os.path.exists(namespace.device):
             raise errors.BackendUnavailableError(
@@ -150,6 +158,18 @@ class Exports:
                 with self.ctx.spec.edit() as data:
                     data.exports[key] = record
             self.undo(record)
+
+    def disable(self, pool: str) -> None:
+        """Let go of the devices of a pool's replicas; restoring makes the exports complete again.
+
+        :raises BusyError: another call works on one of them.
+        """
+        data = self.ctx.spec.data
+        for record in list(data.exports.values()):
+            replica = data.replicas.get(record.replica)
+            if replica is not None and replica.pool == pool:
+                with self.ctx.locks.hold(replica_lock(record.replica), wait=False):
+                    self.ctx.nvmet.disable(self.ctx.namespace(record))
 
     def revalidate(self, replica: str) -> None:
         """Tell the hosts of a replica that its size changed."""

@@ -113,12 +113,13 @@ def metadata_size(data: int, extent: int, chunk: int) -> int:
     return -(-max(data // chunk * METADATA_PER_CHUNK, MIN_METADATA) // extent) * extent
 
 
-def pool_layout(free: int, extent: int, chunk_kib: int) -> tuple[int, int, int]:
-    """Sizes of a new pool that fills a group.
+def pool_layout(free: int, extent: int, chunk_kib: int, reserve: int = 0) -> tuple[int, int, int]:
+    """Sizes of a new pool that fills a group, but for a reserve.
 
     :param free: bytes free in the group.
     :param extent: bytes of an extent.
     :param chunk_kib: wished chunk size in KiB.
+    :param reserve: bytes to leave free.
     :returns: (extents of data, bytes of metadata, chunk size in KiB). The spare that LVM keeps for
         a repair of the metadata is as large as the metadata and is left free.
     :raises ConfigError: when the group is too small.
@@ -128,7 +129,7 @@ def pool_layout(free: int, extent: int, chunk_kib: int) -> tuple[int, int, int]:
         if metadata <= MAX_METADATA:
             break
         chunk_kib *= 2
-    data = (free - 2 * metadata) // extent
+    data = (free - 2 * metadata - reserve) // extent
     if data * extent < 64 << 20:
         raise errors.ConfigError(f"The disks are too small for a pool: {free} bytes are free")
     return data, metadata, chunk_kib
@@ -337,6 +338,14 @@ class Lvm:
         for start in range(0, len(names), _ACTIVATE_AT_ONCE):
             part = names[start : start + _ACTIVATE_AT_ONCE]
             self._change("lvchange", "-ay", "-K", *(f"{self.vg}/{name}" for name in part))
+
+    def activate_pool(self) -> None:
+        """Activate the pool, so that its state can be seen while no volume is active."""
+        self._change("lvchange", "-ay", f"{self.vg}/{self.pool_name}")
+
+    def deactivate(self) -> None:
+        """Deactivate everything in the group; what is held open makes it fail."""
+        self._change("vgchange", "-an", self.vg)
 
     def resume(self, name: str) -> None:
         """Reload and resume a volume, and its pool, that a killed command left suspended."""

@@ -57,7 +57,7 @@ def serve(options: cfg.ConfigOpts) -> None:
     try:
         for problem in node.prepare():
             LOG.warning("Not restored yet: %s", problem)
-        node.restore.start()
+        node.start()
         config = uvicorn.Config(
             app.make(node, tokens),
             host=options.listen_address,

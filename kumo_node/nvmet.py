@@ -277,6 +277,12 @@ class Nvmet:
         if drop_host:
             self._remove_host(namespace.host_nqn)
 
+    def disable(self, namespace: Namespace) -> None:
+        """Let go of the device and leave the rest of the export."""
+        where = ("subsystems", namespace.subsystem, "namespaces", str(namespace.nsid))
+        if self.fs.exists(*where):
+            self.fs.set("0", *where, "enable")
+
     def _remove_subsystem(self, nqn: str) -> None:
         for port in self.fs.names("ports"):
             if self.fs.exists("ports", port, "subsystems", nqn):

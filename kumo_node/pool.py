@@ -13,7 +13,7 @@ from oslo_log import log
 from kumo_client import errors
 from kumo_client.schemas.node import STATE_FAILED, STATE_FULL, STATE_OK, STATE_READ_ONLY, Ssd
 from kumo_client.schemas.node import Pool as WirePool
-from kumo_node.disks import Disk
+from kumo_node.disks import Disk, identity
 from kumo_node.lvm import (
     MAX_METADATA,
     TAG,
@@ -29,9 +29,9 @@ from kumo_node.spec import Data, Spec
 LOG = log.getLogger(__name__)
 # Less than this left in the group is not worth a command.
 _WORTH_EXTENDING = 64 << 20
-# Seconds for which a look at the pool is good enough for GET /v1/info.
-_FRESH = 2.0
-_WARN_PERCENT = 80.0
+# Seconds for which a look at the pool is good enough for GET /v1/info; the health loop looks more
+# often and far more cheaply.
+_FRESH = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,11 +41,13 @@ class Limits:
     :ivar chunk_kib: wished allocation unit.
     :ivar max_overprovision: largest sum of virtual sizes as a multiple of the pool's size.
     :ivar full_percent: fill level above which nothing new is begun.
+    :ivar reserve_percent: part of the group that a new or grown pool leaves free.
     """
 
     chunk_kib: int = 64
     max_overprovision: float = 20.0
     full_percent: float = 95.0
+    reserve_percent: float = 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Pool:
 
     :param name: as the provisioner knows it.
     :ivar disks: the disks it lies on, as seen when it was opened.
+    :ivar identities: by path, what told these disks from others (:func:`kumo_node.disks.identity`).
     :ivar condition: replaced as a whole by whoever observes the pool.
     """
 
@@ -70,6 +73,7 @@ class Pool:
         self.spec = spec
         self.limits = limits
         self.disks: list[Disk] = []
+        self.identities: dict[str, str] = {}
         self.condition = Condition()
         self._mutex = threading.Lock()
         self._state: PoolState | None = None
@@ -91,6 +95,14 @@ class Pool:
         """Let commands see these disks."""
         self.disks = list(disks)
         self.lvm.devices = [disk.device for disk in disks]
+        self.identities = {}
+
+    def paths(self) -> list[str]:
+        """Paths of its disks, as configured; from the record when they were not found."""
+        record = self.spec.data.pools.get(self.name)
+        if not self.disks and record is not None:
+            return [record.path]
+        return [disk.path for disk in self.disks]
 
     def take(self, new: Sequence[Disk], group: Group | None) -> None:
         """Put empty disks into the group, which is made when there is none."""
@@ -102,9 +114,10 @@ class Pool:
         else:
             self.lvm.extend_group(devices)
 
-    def open(self) -> None:
+    def open(self, *, make: bool = True) -> None:
         """Make the pool, or see that it is as it must be and grow it. Repeatable.
 
+        :param make: False when there must be one.
         :raises ConfigError: it does not zero new blocks, or the disks are too small.
         :raises InternalError: LVM does not show the group, or refuses.
         """
@@ -112,8 +125,12 @@ class Pool:
         if group is None:
             raise errors.InternalError(f"LVM shows no volume group {self.lvm.vg}")
         state = self.lvm.pool()
+        if state is None and not make:
+            raise errors.InternalError(f"LVM shows no pool {self.path}")
         if state is None:
-            extents, metadata, chunk = pool_layout(group.free, group.extent, self.limits.chunk_kib)
+            extents, metadata, chunk = pool_layout(
+                group.free, group.extent, self.limits.chunk_kib, self._reserve(group.free)
+            )
             LOG.info("Making pool %s of %d extents", self.path, extents)
             self.lvm.create_pool(extents, metadata, chunk)
         elif not state.zeroes:
@@ -125,20 +142,68 @@ class Pool:
         else:
             if state.queues:
                 self.lvm.fail_when_full()
-            if group.free >= _WORTH_EXTENDING:
-                self._grow(state, group)
+            self._grow(state, group)
         self.state(max_age=0)
 
-    def _grow(self, state: PoolState, group: Group) -> None:
-        wanted = metadata_size(state.bytes + group.free, group.extent, state.chunk)
+    def activate(self) -> None:
+        """Activate the pool, so that its state can be told, and count it as open."""
+        if self._state is not None and self._state.data_percent is None:
+            self.lvm.activate_pool()
+            self.state(max_age=0)
+        self.identities = {d.path: identity(d.device, self.lvm.sys_root) for d in self.disks}
+
+    def _reserve(self, size: int) -> int:
+        return int(size * self.limits.reserve_percent / 100)
+
+    def grow(self, *, with_reserve: bool) -> bool:
+        """Give the pool what is free in its group.
+
+        :param with_reserve: the reserve, too; it is not refilled by itself later.
+        :returns: False when there was nothing to give.
+        """
+        group, state = self.lvm.groups().get(self.lvm.vg), self.lvm.pool()
+        if group is None or state is None:
+            raise errors.InternalError(f"LVM does not show pool {self.path}")
+        if with_reserve:
+            grown = self._give_reserve(state, group)
+        else:
+            grown = self._grow(state, group)
+        if grown:
+            self.state(max_age=0)
+        return grown
+
+    def _grow(self, state: PoolState, group: Group) -> bool:
+        free = group.free - self._reserve(state.bytes + group.free)
+        if free < _WORTH_EXTENDING:
+            return False
+        wanted = metadata_size(state.bytes + free, group.extent, state.chunk)
         more = max(0, min(wanted, MAX_METADATA) - state.metadata) // group.extent * group.extent
         # The spare of the metadata grows with it.
-        extents = (group.free - 2 * more) // group.extent
-        if more and extents > 0:
+        extents = (free - 2 * more) // group.extent
+        if extents <= 0:
+            return False
+        if more:
             self.lvm.extend_metadata(more)
-        if extents > 0:
-            LOG.info("Growing pool %s by %d extents", self.path, extents)
+        LOG.info("Growing pool %s by %d extents", self.path, extents)
+        self.lvm.extend_pool(extents)
+        return True
+
+    def _give_reserve(self, state: PoolState, group: Group) -> bool:
+        """Where metadata is what runs out, up to half goes to metadata and its spare."""
+        data, metadata = state.data_percent or 0.0, state.metadata_percent or 0.0
+        more = 0
+        if metadata > self.limits.full_percent:
+            room = min(group.free // 4, MAX_METADATA - state.metadata, state.metadata)
+            more = max(0, room) // group.extent * group.extent
+        extents = (group.free - 2 * more) // group.extent
+        if more:
+            LOG.warning("Giving pool %s %d bytes of metadata from its reserve", self.path, more)
+            self.lvm.extend_metadata(more)
+        if extents > 0 and data > self.limits.full_percent:
+            LOG.warning("Giving pool %s its reserve of %d extents", self.path, extents)
             self.lvm.extend_pool(extents)
+            return True
+        return bool(more)
 
     # Watching.
 
@@ -155,17 +220,16 @@ class Pool:
             if not self.failed and time.monotonic() - self._seen_at > max_age:
                 self._state = self.lvm.pool()
                 self._seen_at = time.monotonic()
-                self._warn(self._state)
             return self._state
 
-    def _warn(self, state: PoolState | None) -> None:
-        for what in ("data", "metadata"):
-            percent = getattr(state, f"{what}_percent", None)
-            if percent is not None and percent > _WARN_PERCENT:
-                LOG.warning(
-                    "Pool %s: %.1f %% of its %s space is used; add disks or delete volumes",
-                    self.path, percent, what,
-                )  # fmt: skip
+    def note(self, data_percent: float, metadata_percent: float) -> None:
+        """The fill level was seen without asking LVM."""
+        with self._mutex:
+            if self._state is not None:
+                self._state = dataclasses.replace(
+                    self._state, data_percent=data_percent, metadata_percent=metadata_percent
+                )
+                self._seen_at = time.monotonic()
 
     def check_room(self, data: Data, more: int) -> None:
         """Refuse what the pool cannot promise.
@@ -177,7 +241,7 @@ class Pool:
         self.check_writable()
         state = self.state(max_age=3600)
         if state is None:
-            raise errors.NoGroupsError("The node has no pool")
+            raise errors.NoGroupsError(f"The node has no pool {self.name}")
         limit = int(state.bytes * self.limits.max_overprovision)
         promised = provisioned(data, self.name)
         if promised + more > limit:
@@ -205,7 +269,12 @@ class Pool:
 
     def wire(self) -> WirePool | None:
         """The pool as the API shows it; None when there is none and none is on record."""
-        state, record = self.state(), self.spec.data.pools.get(self.name)
+        record = self.spec.data.pools.get(self.name)
+        try:
+            state = self.state()
+        except errors.KumoError as error:
+            LOG.warning("Pool %s as it was seen last: %s", self.path, error.description)
+            state = self.known()
         if state is None and record is None and not self.failed:
             return None
         size = state.bytes if state else record.bytes if record else 0
@@ -217,11 +286,13 @@ class Pool:
             metadata_percent=(state and state.metadata_percent) or 0.0,
             data_percent=(state and state.data_percent) or 0.0,
             spans=len(self.disks) > 1,
-            state=self._wire_state(state),
+            state=self.wire_state(),
             ssds=self.ssds(),
         )
 
-    def _wire_state(self, state: PoolState | None) -> str:
+    def wire_state(self) -> str:
+        """Its state on the wire, from what was seen last."""
+        state = self.known()
         if self.condition.state != STATE_OK or state is None:
             return self.condition.state
         used = max(state.data_percent or 0.0, state.metadata_percent or 0.0)

@@ -18,7 +18,7 @@ from oslo_log import log
 
 from kumo_client import errors
 from kumo_client.schemas.node import STATE_FAILED, STATE_OK
-from kumo_node.disks import Disk, Disks, Plan, plan
+from kumo_node.disks import Disk, Disks, Plan, State, plan
 from kumo_node.lvm import Group, Lvm, owner_tag
 from kumo_node.pool import Condition, Limits, Pool, provisioned
 from kumo_node.spec import (
@@ -226,6 +226,7 @@ class Pools(Mapping[str, Pool]):
         pool.use([*seen.plan.keep, *new])
         pool.take(new, seen.groups.get(self.naming.vg))
         pool.open()
+        self._activate(pool)
         self._record(pool.disks, ready=True)
 
     def _prepare_each(self, disks: Disks, seen: Look, *, in_service: bool) -> None:
@@ -253,10 +254,42 @@ class Pools(Mapping[str, Pool]):
                 pool.take([disk], None)
             pool.open()
         except errors.KumoError as error:
-            pool.condition = Condition(STATE_FAILED, error.description)
+            if not error.transient:
+                pool.condition = Condition(STATE_FAILED, error.description)
             raise
+        self._activate(pool)
         self._record([disk], ready=True)
         self._record_pool(pool, disk)
+
+    def _activate(self, pool: Pool) -> None:
+        try:
+            pool.activate()
+        except errors.KumoError as error:
+            if not error.transient:
+                pool.condition = Condition(STATE_FAILED, error.description)
+            self.problems.append(f"Pool {pool.name} cannot be activated: {error.description}")
+
+    def reopen(self, disks: Disks, pool: Pool, *, clean: bool) -> None:
+        """Open a pool whose disk is back.
+
+        :param clean: deactivate first what is still active; nothing may hold it open.
+        :raises UnsafeDiskError: a disk is not what it was.
+        """
+        every = self._lvm(self.naming.vg)
+        group = every.groups(everywhere=True).get(pool.lvm.vg)
+        ours = [pool.lvm.vg] if group is not None and self._is_ours(group) else []
+        found = disks.inspect(pool.paths(), every.physical(), ours)
+        for disk in found:
+            if disk.state is not State.OURS:
+                raise errors.UnsafeDiskError(f"{disk.path} is {disk.state.value}: {disk.reason}")
+        pool.use(found)
+        if clean:
+            pool.lvm.deactivate()
+        pool.open(make=False)
+        pool.activate()
+        pool.condition = Condition()
+        names = (f"Pool {pool.name} ", *(f"{path} " for path in pool.paths()))
+        self.problems = [text for text in self.problems if not text.startswith(names)]
 
     def _wipe(self, disks: Disks, wipe: Sequence[Disk]) -> None:
         for disk in wipe:

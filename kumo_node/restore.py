@@ -154,14 +154,12 @@ class Restore:
         exports: Exports,
         *,
         interval: float = 15,
-        pool_interval: float = 60,
     ) -> None:
         self.ctx = ctx
         self.replicas = replicas
         self.snapshots = snapshots
         self.exports = exports
         self.interval = interval
-        self.pool_interval = pool_interval
         self.before: list[Finisher] = []
         self.after: list[Finisher] = []
         self._told: frozenset[str] = frozenset()
@@ -184,8 +182,6 @@ class Restore:
         while not self._stop.wait(self.interval):
             try:
                 self.round()
-                for pool in self.ctx.pools.values():
-                    pool.state(max_age=self.pool_interval)
             except (errors.KumoError, OSError) as error:
                 LOG.error("This round of restoring ended early: %s", error)
 
@@ -202,6 +198,10 @@ class Restore:
         self._finish(self.after, problems)
         self._tell(problems)
         return problems
+
+    def problems(self) -> list[str]:
+        """What the last round could not do."""
+        return sorted(self._told)
 
     # Observe.
 

@@ -15,6 +15,7 @@ from kumo_node.context import Context
 from kumo_node.disks import Disks
 from kumo_node.executor import Executor, SubprocessExecutor
 from kumo_node.exports import Exports
+from kumo_node.health import Health, Pace
 from kumo_node.kernel import Kernel
 from kumo_node.limits import Caps
 from kumo_node.locks import Locks
@@ -27,6 +28,7 @@ from kumo_node.restore import Restore
 from kumo_node.revert import Revert
 from kumo_node.snapshots import Snapshots
 from kumo_node.spec import READY, Spec
+from kumo_node.verdict import Thresholds
 
 
 def version() -> str:
@@ -83,7 +85,19 @@ class Node:
             self.snapshots,
             self.exports,
             interval=conf.restore_interval,
-            pool_interval=conf.pool_interval,
+        )
+        self.health = Health(
+            self.ctx,
+            self.exports,
+            self.disks,
+            executor,
+            Thresholds(
+                warn=conf.pool_warn_percent,
+                full=conf.pool_full_percent,
+                critical=conf.pool_critical_percent,
+                wear=conf.wear_warn_percent,
+            ),
+            Pace(conf.pool_interval, conf.smart_interval),
         )
         self.restore.before += [self.revert, self.adoption]
 
@@ -96,16 +110,28 @@ class Node:
         self.ctx.kernel.load(self.ctx.portals)
         self.ctx.kernel.hide_volumes(self.ctx.pools.naming.pattern())
         self.ctx.pools.prepare(self.disks, self.conf.disks, self.conf.wipe_disks)
+        self.health.round()
         return [*self.ctx.pools.problems, *self.restore.round()]
+
+    def start(self) -> None:
+        """Begin to watch and to restore; :meth:`prepare` went before."""
+        self.restore.start()
+        self.health.start()
+
+    def problems(self) -> list[str]:
+        """What is wrong with this node, one sentence each."""
+        found = [*self.health.problems(), *self.ctx.pools.problems, *self.restore.problems()]
+        return list(dict.fromkeys(found))
 
     def close(self) -> None:
         """Stop the loop and let another process have the record."""
+        self.health.stop()
         self.restore.stop()
         self.ctx.spec.close()
 
     def info(self) -> NodeInfo:
         """GET /v1/info."""
-        pools = [pool.wire() for pool in self.ctx.pools.values()]
+        pools = {pool.name: pool.wire() for pool in self.ctx.pools.values()}
         return NodeInfo(
             persistent_id=self.ctx.persistent_id,
             name=self.ctx.name,
@@ -113,7 +139,12 @@ class Node:
             boot_id=self.ctx.kernel.boot_id(),
             kernel=self.ctx.kernel.release(),
             portals=[portal.wire() for portal in self.ctx.portals],
-            pools=[pool for pool in pools if pool is not None],
+            pools=[
+                wire.model_copy(update={"ssds": self.health.ssds(self.ctx.pools[name])})
+                for name, wire in pools.items()
+                if wire is not None
+            ],
+            problems=self.problems(),
             generation=self.ctx.spec.data.generation,
             abilities=self.abilities(),
         )
@@ -158,6 +189,7 @@ def _pools(
         chunk_kib=conf.pool_chunk_kib,
         max_overprovision=conf.max_overprovision,
         full_percent=conf.pool_full_percent,
+        reserve_percent=conf.pool_reserve_percent,
     )
     naming = Naming(conf.volume_group, conf.pool)
     return Pools(spec, lvm, naming, limits, layout=conf.pool_layout)

@@ -37,6 +37,7 @@ class FakeMachine:
         }
         (self.root / "token").write_text(f"# tokens\n{TOKEN}\n")
         self.node = None
+        self.time = 0.0
 
     def conf(self):
         text = "\n".join(f"{name} = {value}" for name, value in self.options.items())
@@ -57,7 +58,12 @@ class FakeMachine:
             configfs=self.nvmet,
             disks=Disks(self.host, self.host.is_held),
         )
+        self.node.health.clock = lambda: self.time
         return self.node
+
+    def later(self, seconds=1000.0):
+        """Time passes for the health of the node."""
+        self.time += seconds
 
     def kill(self):
         """The process is gone; the kernel keeps what it has."""

@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import uuid
 
 from kumo_node.executor import CommandError
@@ -34,6 +35,8 @@ class FakeDisk:
     readonly: bool = False
     type: str = "disk"
     unreadable: bool = False
+    dead: bool = False
+    smart: dict | None = None
 
 
 @dataclasses.dataclass
@@ -60,6 +63,9 @@ class FakeVg:
     name: str
     tags: set
     missing: int = 0
+    mode: str = "rw"
+    needs_check: bool = False
+    data_percent: float | None = None
     autoactivation: bool = True
     lvs: dict = dataclasses.field(default_factory=dict)
 
@@ -78,6 +84,7 @@ class FakeHost:
         self.root = pathlib.Path(root)
         self.disks = {}
         self.gone = {}
+        self.sequence = 0
         self.vgs = {}
         self.log = []
         self.fail = []
@@ -96,23 +103,44 @@ class FakeHost:
         path.touch()
         disk = FakeDisk(str(path), serial=f"SN-{name}", **kwargs)
         self.disks[str(path)] = disk
+        self._number(name)
         return disk
+
+    def _number(self, name):
+        self.sequence += 1
+        path = self.root / "sys/class/block" / name / "diskseq"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{self.sequence}\n")
+        (path.parent / "holders").mkdir(exist_ok=True)
+
+    def _hold(self, vg, held):
+        """The pool of a group holds its disks, or not any more."""
+        for disk in self.disks.values():
+            path = self.root / "sys/class/block" / os.path.basename(disk.path) / "holders/dm-99"
+            if disk.pv == vg.name and held:
+                path.touch()
+            elif disk.pv == vg.name:
+                path.unlink(missing_ok=True)
 
     def unplug(self, name):
         """A disk is gone; what is on it comes back with it."""
         path = str(self.root / "dev" / name)
         self.gone[path] = self.disks.pop(path)
         pathlib.Path(path).unlink()
+        shutil.rmtree(self.root / "sys/class/block" / name)
 
     def plug(self, name):
         """An unplugged disk is back."""
         path = str(self.root / "dev" / name)
         self.disks[path] = self.gone.pop(path)
         pathlib.Path(path).touch()
+        self._number(name)
 
     def boot(self):
         """As after a start: nothing is active, nothing below /run."""
         for vg in self.vgs.values():
+            vg.mode, vg.needs_check = "rw", False
+            self._hold(vg, False)
             for lv in vg.lvs.values():
                 self._deactivate(vg, lv)
         for path in self.root.glob("run/udev/rules.d/*"):
@@ -165,7 +193,7 @@ class FakeHost:
             command = getattr(self, f"_cmd_{argv[0]}")
         except AttributeError:
             raise CommandError(argv, None, "cannot be started: not found") from None
-        if argv[0] not in ("lvs", "vgs", "pvs", "lsblk"):
+        if argv[0] not in ("lvs", "vgs", "pvs", "lsblk", "dmsetup", "dd", "nvme"):
             self.step(" ".join(argv))
         try:
             text = command(list(argv[1:]))
@@ -230,6 +258,44 @@ class FakeHost:
         if not disk.signatures:
             return ""
         return json.dumps({"signatures": [{"type": name} for name in disk.signatures]})
+
+    def _cmd_dd(self, args):
+        words = dict(arg.split("=", 1) for arg in args)
+        if words["of"] != "/dev/null":
+            raise AssertionError(args)
+        disk = self.disks.get(words["if"])
+        if disk is None:
+            raise ValueError(f"dd: failed to open '{words['if']}': No such file or directory")
+        if disk.dead:
+            raise ValueError(f"dd: error reading '{disk.path}': Input/output error")
+        return ""
+
+    def _cmd_nvme(self, args):
+        options, (_what, path) = _parse(args, flags=set(), values={"-o"})
+        assert options == {"-o": ["json"]}
+        smart = self.disks[path].smart
+        if smart is None:
+            raise ValueError("smart log: Inappropriate ioctl for device")
+        return json.dumps(smart)
+
+    def _cmd_dmsetup(self, args):
+        assert args == ["status", "--noflush", "--target", "thin-pool"], args
+        lines = []
+        for vg in self.vgs.values():
+            for lv in vg.lvs.values():
+                if lv.kind == "pool" and lv.active:
+                    lines.append(f"{vg.name}-{lv.name}-tpool: 0 1 thin-pool {self._mode(vg)}")
+        return "\n".join(lines) or "No devices found\n"
+
+    def _mode(self, vg):
+        if vg.mode == "Fail":
+            return "Fail"
+        data = int(100 * (self.data_percent if vg.data_percent is None else vg.data_percent))
+        check = "needs_check" if vg.needs_check else "-"
+        return (
+            f"1 {int(100 * self.metadata_percent)}/10000 {data}/10000 - {vg.mode} "
+            f"discard_passdown error_if_no_space {check} 1024"
+        )
 
     # LVM: groups.
 
@@ -303,16 +369,30 @@ class FakeHost:
             disk.pv = name
 
     def _vg(self, name):
-        if name not in self.vgs:
+        seen = any(disk.pv == name and self._see(disk) for disk in self.disks.values())
+        if name not in self.vgs or not seen:
             raise ValueError(f'Volume group "{name}" not found')
         return self.vgs[name]
+
+    def _cmd_vgchange(self, args):
+        _options, (name,) = self._common(args, flags={"-an"})
+        vg = self._vg(name)
+        for lv in vg.lvs.values():
+            if self._is_open(vg, lv):
+                raise ValueError(f"Logical volume {name}/{lv.name} in use.")
+        for lv in vg.lvs.values():
+            self._deactivate(vg, lv)
+        self._hold(vg, False)
+        vg.mode, vg.needs_check = "rw", False
+        return ""
 
     # LVM: volumes.
 
     def _cmd_lvs(self, args):
         options, (name,) = self._common(args)
         rows = []
-        for lv in self._selected(self._vg(name), options):
+        vg = self._vg(name)
+        for lv in self._selected(vg, options):
             pool = lv.kind == "pool"
             rows.append(
                 {
@@ -324,7 +404,7 @@ class FakeHost:
                     "zero": "zero" if pool and lv.zero else "",
                     "chunk_size": str(lv.chunk if pool else 0),
                     "lv_metadata_size": str(lv.metadata) if pool else "",
-                    "data_percent": f"{self.data_percent:.2f}" if lv.active else "",
+                    "data_percent": self._percent(vg, lv),
                     "metadata_percent": f"{self.metadata_percent:.2f}" if pool else "",
                     "pool_lv": "" if pool else lv.pool,
                     "lv_device_open": self._open_text(self._vg(name), lv),
@@ -333,6 +413,10 @@ class FakeHost:
             )
         wanted = options["-o"][0].split(",")
         return _report("lv", [{key: row[key] for key in wanted} for row in rows])
+
+    def _percent(self, vg, lv):
+        used = self.data_percent if vg.data_percent is None else vg.data_percent
+        return f"{used:.2f}" if lv.active else ""
 
     def _selected(self, vg, options):
         lvs = list(vg.lvs.values())
@@ -374,7 +458,8 @@ class FakeHost:
         if size + 2 * metadata > self._free(vg):
             raise ValueError(f'Volume group "{vg.name}" has insufficient free space')
         lv = self._new_lv(vg, name, size, tags, "pool")
-        lv.metadata, lv.zero, lv.active = metadata, "-Zy" in options, True
+        lv.metadata, lv.zero = metadata, "-Zy" in options
+        self._activate(vg, lv)
         if "error_when_full=1" in options["--config"][0]:
             lv.when_full = "error"
         lv.chunk = int(options["--chunksize"][0].removesuffix("k")) * 1024
@@ -489,6 +574,12 @@ class FakeHost:
 
     def _activate(self, vg, lv):
         lv.active = True
+        for pool in vg.lvs.values():
+            if pool.kind == "pool" and not (pool.active and pool is not lv):
+                pool.active = True
+                self._hold(vg, True)
+        if lv.kind == "pool":
+            return
         node, link = self.root / "dev" / f"dm-{lv.number}", self.root / "dev" / vg.name / lv.name
         if not node.exists():
             os.link(self.root / "store" / str(lv.number), node)

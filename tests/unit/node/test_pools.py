@@ -148,13 +148,39 @@ def test_a_node_without_any_usable_pool_starts_and_says_so(machine):
         machine.node.replicas.put(R1, replica())
 
 
-@pytest.mark.parametrize(("how", "text"), [("checksum error", "checksum"), ("hang", "unknown")])
-def test_a_group_that_lvm_cannot_read_is_one_failed_pool(machine, how, text):
+@pytest.mark.parametrize(
+    ("how", "text", "state"),
+    [("checksum error", "checksum", "failed"), ("hang", "unknown", "ok")],
+)
+@pytest.mark.parametrize("command", ["vgs", "lvs"])
+def test_a_group_that_lvm_cannot_read_is_one_failed_pool(machine, command, how, text, state):
     machine.kill()
-    machine.host.fail = [(f"^vgs.*--devices {machine.root}/dev/vdb", how)]
-    (problem,) = machine.start()
-    assert text in problem
-    assert sorted(pool.state for pool in machine.node.info().pools) == ["failed", "ok"]
+    machine.host.fail = [(f"^{command}.*--devices {machine.root}/dev/vdb", how)] * 4
+    problems = machine.start()
+    assert any(text in problem for problem in problems)
+    assert sorted(pool.state for pool in machine.node.info().pools) == sorted([state, "ok"])
+    machine.host.fail = []
+    machine.later()
+    machine.node.health.round()
+    machine.node.health.round()
+    assert {pool.state for pool in machine.node.info().pools} == {"ok"}
+    assert machine.node.problems() == []
+
+
+def test_a_pool_that_cannot_be_activated_is_tried_again(machine):
+    machine.node.replicas.put(R1, replica(pool=pool_on(machine, "vdb")))
+    machine.reboot()
+    machine.host.fail = [(f"^lvchange.*--devices {machine.root}/dev/vdb", "thin_check failed")] * 2
+    problems = machine.start()
+    assert any("thin_check failed" in problem for problem in problems)
+    assert machine.node.replicas.get(R1).state == "failed"
+    machine.later()
+    machine.node.health.round()
+    machine.node.health.round()
+    assert machine.node.restore.round() == []
+    assert machine.node.replicas.get(R1).state == "ok"
+    assert machine.host.lv(f"r-{R1}").active
+    assert machine.node.problems() == []
 
 
 def test_a_new_disk_that_is_refused_does_not_keep_a_node_in_service_down(machine):
