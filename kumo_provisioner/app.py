@@ -23,6 +23,7 @@ from kumo_provisioner.routes import (
     snapshots,
     targets,
     tenants,
+    tokens,
     volumes,
 )
 from kumo_provisioner.services.info import version
@@ -40,13 +41,11 @@ ROUTES = (
     publish,
     targets,
     reconcile,
+    tokens,
 )
 
-# Existing clients ask for /info before they have a token.
-OPEN_PATHS = frozenset({"/healthz", "/readyz", "/info"})
 
-
-def make(core: Core, tokens: auth.Tokens, *, background: bool = True) -> FastAPI:
+def make(core: Core, accepted: auth.Tokens, *, background: bool = True) -> FastAPI:
     """Make the application.
 
     :param background: probe nodes and reconcile while it runs.
@@ -69,7 +68,8 @@ def make(core: Core, tokens: auth.Tokens, *, background: bool = True) -> FastAPI
     app.router.lifespan_context = lifespan
     app.state.core = core
     app.state.worker = None
-    edge.install(app, tokens, OPEN_PATHS)
+    app.state.tokens = accepted
+    edge.install(app, accepted)
     return app
 
 
@@ -88,4 +88,6 @@ def describe() -> FastAPI:
     for module in ROUTES:
         app.include_router(module.routes)
     app.include_router(common.prefixed_router())
+    firsts = common.first_segments(module.routes for module in ROUTES)
+    app.state.resources = firsts | {"openapi.json"}
     return app

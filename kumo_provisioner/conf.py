@@ -38,7 +38,34 @@ SERVER_OPTS = [
         "token_file",
         default="/etc/kumo/tokens.json",
         help="File with the digests and roles of the bearer tokens that may use the API, as "
-        "'kumo-provisioner init' makes it. Read when the program starts.",
+        "'kumo-provisioner init' makes it. Read again when it changes.",
+    ),
+    cfg.StrOpt(
+        "jwt_key_file",
+        help="File with the keys that sign the tokens of 'POST /tokens', as 'kumo-provisioner "
+        "init' makes it. Several provisioners share one. It is read again when it changes. "
+        "Unset: there are only the tokens of 'token_file'.",
+    ),
+    cfg.FloatOpt(
+        "token_leeway",
+        default=30.0,
+        min=0.0,
+        max=600.0,
+        help="Seconds by which the clocks of those who make and who check tokens may differ.",
+    ),
+    cfg.StrOpt(
+        "client_ca_file",
+        help="PEM file with the authority of client certificates; see 'client_certificates'.",
+    ),
+    cfg.StrOpt(
+        "client_certificates",
+        default="no",
+        choices=[
+            ("no", "clients are not asked for a certificate"),
+            ("optional", "a client may show one; a wrong one is refused"),
+            ("required", "only clients with a certificate of 'client_ca_file' are served"),
+        ],
+        help="Certificates of clients, checked besides their tokens.",
     ),
     cfg.IntOpt(
         "workers",

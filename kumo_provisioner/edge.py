@@ -9,6 +9,7 @@ nothing leaves here in the shape of the web framework.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -22,10 +23,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from kumo_client import errors, request_id
 from kumo_client.schemas.common import SUCCESS
-from kumo_provisioner import auth
+from kumo_provisioner import auth, permissions
+from kumo_provisioner.services import tokens
 
 LOG = log.getLogger(__name__)
 MAX_BODY = 1 << 20
+# Seconds after which a token that another provisioner revoked counts no more here.
+REVOKED_SECONDS = 5.0
 
 
 class TooLargeError(errors.InvalidInputError):
@@ -113,26 +117,21 @@ def _on_defect(_request: Request, exc: Exception) -> JSONResponse:
     )
 
 
-def install(app: FastAPI, tokens: auth.Tokens, open_paths: frozenset[str] = frozenset()) -> None:
-    """Put the edge round an application.
-
-    :param open_paths: paths that may be read without a token.
-    """
+def install(app: FastAPI, accepted: auth.Tokens) -> None:
+    """Put the edge round an application."""
     app.add_exception_handler(errors.KumoError, _on_kumo_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_middleware(Edge, tokens=tokens, open_paths=open_paths)
+    app.add_middleware(Edge, accepted=accepted)
 
 
 class Edge:
     """Request id, token, size of the body, and the last resort for defects."""
 
-    def __init__(
-        self, app: ASGIApp, tokens: auth.Tokens, open_paths: frozenset[str] = frozenset()
-    ) -> None:
+    def __init__(self, app: ASGIApp, accepted: auth.Tokens) -> None:
         self.app = app
-        self.tokens = tokens
-        self.open_paths = open_paths
+        self.tokens = accepted
+        self._refreshed = float("-inf")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -153,10 +152,8 @@ class Edge:
                 await _on_defect(Request(scope), exc)(scope, receive, sender)
 
     async def _admit(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
-        if scope["method"] != "GET" or scope["path"] not in self.open_paths:
-            identity = self.tokens.identify(headers.get("authorization"))
-            auth.authorize(identity, scope["method"], scope["path"])
-            scope.setdefault("state", {})["identity"] = identity
+        identity = await self._identify(scope, headers.get("authorization"))
+        scope.setdefault("state", {})["identity"] = identity
         body = await _read_body(headers, receive)
         if body and scope["method"] in ("POST", "PUT", "PATCH"):
             await run_in_threadpool(_check_json, body)
@@ -170,6 +167,18 @@ class Edge:
             return {"type": "http.request", "body": body, "more_body": False}
 
         return replay
+
+    async def _identify(self, scope: Scope, header: str | None) -> auth.Identity:
+        resources = scope["app"].state.resources
+        if scope["path"].removeprefix("/") in permissions.OPEN and scope["method"] in permissions.READS:
+            return auth.NOBODY
+        if time.monotonic() - self._refreshed > REVOKED_SECONDS:
+            # Before the wait, so that one request does it for all.
+            self._refreshed = time.monotonic()
+            await run_in_threadpool(tokens.refresh, scope["app"].state.core, self.tokens)
+        identity = self.tokens.identify(header)
+        auth.authorize(identity, scope["method"], scope["path"], resources)
+        return identity
 
 
 def _check_json(body: bytes) -> None:

@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kumo_client import errors
-from kumo_provisioner import auth, conf
+from kumo_provisioner import auth, conf, keys
 
 CA_DAYS = 3650
 # Clients may refuse server certificates of more than 825 days.
@@ -97,7 +97,9 @@ def make(
     authority.certify(directory / "provisioner.pem", addresses)
     _token(directory / "admin.token")
     _token(directory / "node.token")
+    _token(directory / "heartbeat.token")
     _token_file(directory)
+    _keep(directory / "jwt-keys.json", keys.dump([keys.new_key()]))
     _keep(directory / "provisioner.conf", _provisioner_conf(directory, port))
     url_host = f"[{addresses[0]}]" if ":" in addresses[0] else addresses[0]
     _keep(directory / "client.env", _client_env(directory, f"https://{url_host}:{port}"))
@@ -114,8 +116,8 @@ class Authority:
         key_path = directory / "ca-key.pem"
         if not key_path.exists():
             key = ec.generate_private_key(ec.SECP256R1())
-            _write(key_path, _key_pem(key))
-            _write(self._certificate_path, _pem(_self_signed(key)), mode=0o644)
+            write(key_path, _key_pem(key))
+            write(self._certificate_path, _pem(_self_signed(key)), mode=0o644)
         self._key = serialization.load_pem_private_key(key_path.read_bytes(), None)
         self._certificate = x509.load_pem_x509_certificate(self._certificate_path.read_bytes())
 
@@ -136,7 +138,7 @@ class Authority:
             )
             .sign(self._key, hashes.SHA256())
         )
-        _write(path, _pem(certificate) + _key_pem(key))
+        write(path, _pem(certificate) + _key_pem(key))
 
 
 def _builder(name: str, key: ec.EllipticCurvePrivateKey, days: int) -> x509.CertificateBuilder:
@@ -201,7 +203,7 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
-def _write(path: pathlib.Path, content: bytes, *, mode: int = 0o600) -> None:
+def write(path: pathlib.Path, content: bytes, *, mode: int = 0o600) -> None:
     """Write a file completely or not at all; never readable for others, not even for a moment."""
     part = path.with_name(f".{path.name}.part")
     part.unlink(missing_ok=True)
@@ -215,7 +217,7 @@ def _write(path: pathlib.Path, content: bytes, *, mode: int = 0o600) -> None:
 
 def _keep(path: pathlib.Path, text: str) -> None:
     if not path.exists():
-        _write(path, text.encode())
+        write(path, text.encode())
 
 
 def _token(path: pathlib.Path) -> None:
@@ -223,9 +225,11 @@ def _token(path: pathlib.Path) -> None:
 
 
 def _token_file(directory: pathlib.Path) -> None:
-    token = (directory / "admin.token").read_text().strip()
-    entry = {"name": "admin", "role": auth.ADMIN, "sha256": auth.digest(token)}
-    _keep(directory / "tokens.json", json.dumps({"tokens": [entry]}, indent=2) + "\n")
+    entries = []
+    for name, role in (("admin", auth.ADMIN), ("heartbeat", auth.NODE)):
+        token = (directory / f"{name}.token").read_text().strip()
+        entries.append({"name": name, "role": role, "sha256": auth.digest(token)})
+    _keep(directory / "tokens.json", json.dumps({"tokens": entries}, indent=2) + "\n")
 
 
 def _provisioner_conf(directory: pathlib.Path, port: int) -> str:
@@ -233,6 +237,7 @@ def _provisioner_conf(directory: pathlib.Path, port: int) -> str:
 listen_port = {port}
 tls_cert_file = {directory}/provisioner.pem
 token_file = {directory}/tokens.json
+jwt_key_file = {directory}/jwt-keys.json
 
 [database]
 connection = sqlite:///{directory}/provisioner.db

@@ -16,7 +16,7 @@ from oslo_config import cfg
 from oslo_log import log
 
 from kumo_client import errors
-from kumo_provisioner import app, auth, conf, init, logs, nodes, server
+from kumo_provisioner import app, auth, conf, init, logs, nodes, server, token_commands
 from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
 
@@ -37,6 +37,9 @@ def _parser() -> argparse.ArgumentParser:
     database = commands.add_parser("db", help="work on the database")
     database.add_argument("action", choices=["upgrade"], help="bring the schema up to date")
     _add_config_file(database, argparse.SUPPRESS)
+    token = commands.add_parser("token", help="make tokens, and rotate the keys that sign them")
+    for verb in token_commands.add_arguments(token):
+        _add_config_file(verb, argparse.SUPPRESS)
     commands.add_parser("openapi", help="print the OpenAPI document")
     return parser
 
@@ -59,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             init.run(arguments)
         elif arguments.command == "openapi":
             print(json.dumps(app.describe().openapi(), indent=2, sort_keys=True))
+        elif arguments.command == "token":
+            token_commands.run(arguments, conf.load(arguments.config_file))
         elif arguments.command == "db":
             _upgrade(conf.load(arguments.config_file))
         else:
@@ -78,7 +83,12 @@ def _upgrade(options: cfg.ConfigOpts) -> None:
 
 def _serve(options: cfg.ConfigOpts) -> None:
     logs.setup(options, secrets=[nodes.read_token(options.nodes.token_file)])
-    tokens = auth.Tokens.load(options.server.token_file)
+    tokens = auth.Tokens.load(
+        options.server.token_file,
+        options.server.jwt_key_file,
+        leeway=options.server.token_leeway,
+    )
+    client_certificates = _client_certificates(options)
     certificate, key = _check_tls(options)
     core = Core.make(options)
     core.start()
@@ -90,6 +100,8 @@ def _serve(options: cfg.ConfigOpts) -> None:
         port=listen.listen_port,
         ssl_certfile=certificate,
         ssl_keyfile=key,
+        ssl_ca_certs=options.server.client_ca_file,
+        ssl_cert_reqs=client_certificates,
         access_log=False,
         log_config=None,
         server_header=False,
@@ -110,6 +122,20 @@ def _server(config: uvicorn.Config, core: Core) -> server.Server:
     made.on_leaving = core.leaving.set
     made.on_stopping = core.stopping.set
     return made
+
+
+def _client_certificates(options: cfg.ConfigOpts) -> ssl.VerifyMode:
+    wanted = options.server.client_certificates
+    if wanted == "no":
+        return ssl.CERT_NONE
+    try:
+        ssl.create_default_context(cafile=options.server.client_ca_file or "")
+    except (OSError, ssl.SSLError) as exc:
+        raise errors.ConfigError(
+            f"[server] client_ca_file {options.server.client_ca_file} cannot be used: {exc}",
+            way_out="name the authority of client certificates, or set client_certificates to no",
+        ) from exc
+    return ssl.CERT_REQUIRED if wanted == "required" else ssl.CERT_OPTIONAL
 
 
 def _check_tls(options: cfg.ConfigOpts) -> tuple[str, str]:

@@ -18,13 +18,13 @@ from kumo_client import errors, request_id
 from kumo_provisioner import reconcile
 from kumo_provisioner.core import Core
 from kumo_provisioner.duties import Duty
-from kumo_provisioner.services import holding, probing, tenants
+from kumo_provisioner.services import holding, probing, tenants, tokens
 
 LOG = log.getLogger(__name__)
 # Wakes that come in a bunch cause one reconcile.
 SOAK_SECONDS = 0.5
 # Modules that have DUTIES.
-DUTY_MODULES = (holding, probing, tenants)
+DUTY_MODULES = (probing, holding, tenants, tokens)
 
 
 class Worker:

@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, Path, Request
+from fastapi import APIRouter, Depends, Path, Request
 
 from kumo_client.schemas.common import StatusAnswer, WireModel
 from kumo_client.schemas.tenant import DEFAULT_TENANT
@@ -47,10 +47,11 @@ def _tenant(request: Request) -> str:
     return tenants.check(_core(request), asked)
 
 
-def first_segments(app: FastAPI) -> frozenset[str]:
-    """What the paths of an application begin with; no tenant can have such an id."""
-    firsts = {path.strip("/").partition("/")[0] for path in app.openapi()["paths"]}
-    return frozenset(first for first in firsts if not first.startswith("{")) | {"openapi.json"}
+def first_segments(routers: Iterable[APIRouter]) -> frozenset[str]:
+    """What the paths of routers begin with; no tenant can have such an id."""
+    paths = [str(getattr(route, "path", "")) for one in routers for route in one.routes]
+    firsts = {path.strip("/").partition("/")[0] for path in paths}
+    return frozenset(first for first in firsts if first and not first.startswith("{"))
 
 
 CoreArg = Annotated[Core, Depends(_core)]

@@ -8,7 +8,7 @@ from fastapi import Request
 from kumo_client.schemas import tenant as wire
 from kumo_client.schemas.common import StatusAnswer
 from kumo_provisioner.edge import success
-from kumo_provisioner.routes.common import CoreArg, IdPath, dump, first_segments, router
+from kumo_provisioner.routes.common import CoreArg, IdPath, dump, router
 from kumo_provisioner.services import tenants
 
 routes = router("tenants")
@@ -29,7 +29,7 @@ def show(core: CoreArg, id: IdPath) -> Any:
 @routes.post("/tenants", response_model=None)
 def create(request: Request, core: CoreArg, body: wire.TenantWrite) -> Any:
     """Make a tenant; a budget of 0 has no limit."""
-    return success(tenantId=tenants.create(core, body, first_segments(request.app)))
+    return success(tenantId=tenants.create(core, body, request.app.state.resources))
 
 
 @routes.put("/tenants/{id}", response_model=StatusAnswer)

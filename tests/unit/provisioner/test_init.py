@@ -38,6 +38,8 @@ def test_files_and_their_modes(tmp_path, capsys):
         "tokens.json",
         "admin.token",
         "node.token",
+        "heartbeat.token",
+        "jwt-keys.json",
         "client.env",
         "nodes/node-1.pem",
         "nodes/node-1.conf",
