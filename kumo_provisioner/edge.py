@@ -169,15 +169,15 @@ class Edge:
         return replay
 
     async def _identify(self, scope: Scope, header: str | None) -> auth.Identity:
-        resources = scope["app"].state.resources
-        if scope["path"].removeprefix("/") in permissions.OPEN and scope["method"] in permissions.READS:
+        method, path = scope["method"], scope["path"]
+        if method in permissions.READS and path.removeprefix("/") in permissions.OPEN:
             return auth.NOBODY
         if time.monotonic() - self._refreshed > REVOKED_SECONDS:
             # Before the wait, so that one request does it for all.
             self._refreshed = time.monotonic()
             await run_in_threadpool(tokens.refresh, scope["app"].state.core, self.tokens)
         identity = self.tokens.identify(header)
-        auth.authorize(identity, scope["method"], scope["path"], resources)
+        auth.authorize(identity, method, path, scope["app"].state.resources)
         return identity
 
 
