@@ -314,6 +314,52 @@ SNAPSHOTS_OPTS = [
     ),
 ]
 
+TASKS_OPTS = [
+    cfg.FloatOpt(
+        "poll_interval",
+        default=2.0,
+        min=0.1,
+        help="Seconds between two looks at copies of replicas between nodes, and at drains.",
+    ),
+    cfg.IntOpt(
+        "drain_parallel",
+        default=4,
+        min=1,
+        max=64,
+        help="Most replicas that leave a node at the same time while it is drained.",
+    ),
+    cfg.FloatOpt(
+        "host_timeout",
+        default=900.0,
+        min=10.0,
+        help="Seconds after which a task fails of which the agent of its host has told nothing.",
+    ),
+    cfg.IntOpt(
+        "memory_days",
+        default=7,
+        min=1,
+        help="Days for which tasks that have ended are listed.",
+    ),
+]
+
+EVENTS_OPTS = [
+    cfg.IntOpt(
+        "keep",
+        default=200000,
+        min=100,
+        help="Most events that are kept. A reader that was away for longer is told that it missed "
+        "some.",
+    ),
+    cfg.IntOpt("keep_days", default=30, min=1, help="Days for which events are kept."),
+    cfg.FloatOpt(
+        "poll_interval",
+        default=1.0,
+        min=0.05,
+        help="Seconds between two looks for events of other instances while somebody waits for "
+        "some. Those of the same instance are told at once.",
+    ),
+]
+
 GROUPS = {
     "server": SERVER_OPTS,
     "database": DATABASE_OPTS,
@@ -322,6 +368,8 @@ GROUPS = {
     "placement": PLACEMENT_OPTS,
     "reconcile": RECONCILE_OPTS,
     "snapshots": SNAPSHOTS_OPTS,
+    "tasks": TASKS_OPTS,
+    "events": EVENTS_OPTS,
 }
 
 

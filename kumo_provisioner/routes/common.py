@@ -54,9 +54,16 @@ def first_segments(routers: Iterable[APIRouter]) -> frozenset[str]:
     return frozenset(first for first in firsts if first and not first.startswith("{"))
 
 
+def _reader(request: Request) -> str | None:
+    identity = getattr(request.state, "identity", None)
+    return getattr(identity, "tenant", None) or None
+
+
 CoreArg = Annotated[Core, Depends(_core)]
 IdentityArg = Annotated[auth.Identity, Depends(_identity)]
 TenantArg = Annotated[str, Depends(_tenant)]
+# The tenant whose objects the caller may see; None for all.
+ReaderArg = Annotated[str | None, Depends(_reader)]
 IdPath = Annotated[str, Path(max_length=512)]
 
 
