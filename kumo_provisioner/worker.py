@@ -18,13 +18,22 @@ from kumo_client import errors, request_id
 from kumo_provisioner import reconcile
 from kumo_provisioner.core import Core
 from kumo_provisioner.duties import Duty
-from kumo_provisioner.services import holding, probing, tenants, tokens
+from kumo_provisioner.services import (
+    drain,
+    events,
+    holding,
+    migration,
+    probing,
+    tasks,
+    tenants,
+    tokens,
+)
 
 LOG = log.getLogger(__name__)
 # Wakes that come in a bunch cause one reconcile.
 SOAK_SECONDS = 0.5
 # Modules that have DUTIES.
-DUTY_MODULES = (probing, holding, tenants, tokens)
+DUTY_MODULES = (probing, holding, tenants, tokens, events, tasks, migration, drain)
 
 
 class Worker:

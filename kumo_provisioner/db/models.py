@@ -207,7 +207,8 @@ class Replica(Base):
 
     ``freshness``: ``fresh`` has all writes; ``stale`` missed some; ``blank`` was added later and
     has never been in sync. ``events`` is the md event counter that a host last reported for it.
-    ``replaces`` is the replica that goes when this one is in sync.
+    ``replaces`` is the replica that goes when this one is in sync. ``absent``: its node does not
+    have it, or its disk has failed.
     """
 
     __tablename__ = "replicas"
@@ -229,6 +230,7 @@ class Replica(Base):
     freshness: Mapped[str] = mapped_column(String(8), default=FRESH)
     events: Mapped[int] = mapped_column(BigInteger, default=0)
     replaces: Mapped[str] = mapped_column(String(36), default="")
+    absent: Mapped[bool] = mapped_column(default=False)
     volume: Mapped[Volume] = relationship(back_populates="replicas")
     backend: Mapped[Backend] = relationship()
 
@@ -293,8 +295,9 @@ class Host(Base):
     duration: Mapped[int] = mapped_column(default=30)
     last_probe: Mapped[int] = mapped_column(BigInteger, default=0)
     multipath: Mapped[bool] = mapped_column(default=False)
-    # Abilities that the host announced, see kumo_client.schemas.host.
+    # Abilities that the host announced, see kumo_client.schemas.host, and when it did last (ms).
     abilities: Mapped[list[Any]] = mapped_column(default=list)
+    abilities_since: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
 class Publication(Base):

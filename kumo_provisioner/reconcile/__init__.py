@@ -32,7 +32,7 @@ from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address
 from kumo_provisioner.reconcile.settlers import SETTLERS
-from kumo_provisioner.services import backends, building, publish, removals
+from kumo_provisioner.services import backends, building, migration, publish, removals, replicas
 
 LOG = log.getLogger(__name__)
 DAY_MS = 86_400_000
@@ -49,8 +49,8 @@ class WantedReplica:
     volume_id: str
     backend_id: str
     settled: bool = True
-    state: str = REPLICA_AVAILABLE
     hosts: frozenset[str] = frozenset()
+    absent: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,10 +164,10 @@ def _plan_node(wanted: Wanted, backend_id: str, inventory: Inventory) -> list[Ac
         if replica.backend_id != backend_id or not replica.settled:
             continue
         if replica.uuid not in shown:
-            if replica.state != REPLICA_MISSING:
+            if not replica.absent:
                 actions.append(NoteState(replica.volume_id, replica.uuid, REPLICA_MISSING))
             continue
-        if replica.state == REPLICA_MISSING:
+        if replica.absent:
             actions.append(NoteState(replica.volume_id, replica.uuid, REPLICA_AVAILABLE))
         has = {export.host_nqn for export in shown[replica.uuid].exports}
         for nqn in sorted(replica.hosts - has):
@@ -222,6 +222,7 @@ def read_wanted(session: Session) -> Wanted:
         selectinload(models.Volume.publications).selectinload(models.Publication.host),
     )
     replicas = {}
+    copies = migration.extra_exports(session)
     for volume in session.scalars(query):
         # An unfinished publication keeps its exports until it is committed or undone.
         hosts = frozenset(one.host.nqn for one in volume.publications)
@@ -231,8 +232,8 @@ def read_wanted(session: Session) -> Wanted:
                 volume_id=volume.uuid,
                 backend_id=row.backend_id,
                 settled=volume.status == models.AVAILABLE,
-                state=row.state,
-                hosts=hosts,
+                hosts=hosts | copies.get(row.uuid, set()),
+                absent=row.absent,
             )
     parts = {row.uuid: row.backend_id for row in session.scalars(select(models.SnapshotPart))}
     gone = {
@@ -397,26 +398,20 @@ def _fix(core: Core, action: VolumeAction, counts: Counts) -> None:
 
 
 def _note_state(core: Core, action: NoteState, counts: Counts) -> None:
+    present = action.state == REPLICA_AVAILABLE
     with core.db.read() as session:
         row = session.get(models.Replica, action.replica_id)
-        if row is None or row.state == action.state:
+        if row is None or row.absent is not present:
             return
         address = Address.of(row.backend)
     outcome = core.nodes.call((address, lambda node: node.replica(action.replica_id)))
-    if isinstance(outcome.error, errors.NotExistsError):
-        state = REPLICA_MISSING
-    elif outcome.error is None:
-        state = REPLICA_AVAILABLE
-    else:
+    if outcome.error is not None and not isinstance(outcome.error, errors.NotExistsError):
         raise outcome.error
-    if state != action.state:
+    if (outcome.error is None) is not present:
         return
     with core.db.write() as session:
         row = session.get_one(models.Replica, action.replica_id)
-        row.state = state
-        row.state_since = now_ms()
-    counts.missing += state == REPLICA_MISSING
-    LOG.warning("Replica %s of volume %s is now %s", row.uuid, row.volume_id, state)
+        counts.missing += replicas.note_node(session, row, present=present) and not present
 
 
 def _export(core: Core, action: AddExport | DropExport, counts: Counts) -> None:
@@ -426,6 +421,7 @@ def _export(core: Core, action: AddExport | DropExport, counts: Counts) -> None:
         if replica is None:
             return
         hosts = {one.host.nqn for one in replica.volume.publications}
+        hosts |= migration.extra_exports(session, replica.backend_id).get(replica.uuid, set())
         if (action.host_nqn in hosts) is not adding:
             return
         address = Address.of(replica.backend)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from kumo_provisioner import settling
-from kumo_provisioner.services import adoption, extending, revert
+from kumo_provisioner.services import adoption, extending, replicas, revert
 
 SETTLERS: dict[str, settling.Settler] = {
     settling.EXTEND: extending.settle,
     settling.REVERT: revert.finish,
     settling.ADOPT: adoption.finish_adoption,
     settling.RELEASE: adoption.finish_release,
+    settling.REPLICAS: replicas.finish,
 }

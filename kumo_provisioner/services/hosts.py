@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 from oslo_log import log
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from kumo_client import errors
 from kumo_client.schemas import host as wire
+from kumo_client.schemas.event import WARN
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
-from kumo_provisioner.services import view
+from kumo_provisioner.services import events, view
 
 LOG = log.getLogger(__name__)
+# A host that probes again and again with a wrong identity is told of once in this time.
+CONFLICT_MEMORY_MS = 3_600_000
 
 
 def list_all(core: Core, name: str | None = None) -> list[wire.Host]:
@@ -21,8 +24,26 @@ def list_all(core: Core, name: str | None = None) -> list[wire.Host]:
     query = select(models.Host).order_by(models.Host.name, models.Host.uuid)
     if name is not None:
         query = query.filter_by(name=name.strip())
+    volumes = select(models.Publication.host_id, func.count()).group_by(models.Publication.host_id)
     with core.db.read() as session:
-        return [view.host(row) for row in session.scalars(query)]
+        rows = session.scalars(query).all()
+        if name is not None:
+            volumes = volumes.where(models.Publication.host_id.in_([row.uuid for row in rows]))
+        counts = {host_id: int(count) for host_id, count in session.execute(volumes)}
+    return [_shown(row, counts.get(row.uuid, 0)) for row in rows]
+
+
+def _shown(row: models.Host, volumes: int) -> wire.Host:
+    found = view.host(row)
+    found.volumes = volumes
+    found.abilities = sorted(abilities(row))
+    return found
+
+
+def abilities(row: models.Host) -> set[str]:
+    """What a host has announced, unless that was too long ago to rely on."""
+    silent = now_ms() - row.abilities_since > view.HOST_MISSED_PROBES * 1000 * row.duration
+    return set() if row.duration > 0 and silent else {str(one) for one in row.abilities}
 
 
 def probe(core: Core, request: wire.HostProbe) -> None:
@@ -30,12 +51,38 @@ def probe(core: Core, request: wire.HostProbe) -> None:
 
     :raises ConflictError: see :func:`register`.
     """
+    try:
+        with core.db.write() as session:
+            register(session, request)
+    except errors.ConflictError as exc:
+        tell_conflict(core, request, exc)
+        raise
+
+
+def tell_conflict(core: Core, request: wire.HostProbe, error: errors.ConflictError) -> None:
+    """Write down that two hosts have one identity."""
+    query = select(models.Event.id).where(
+        models.Event.type == "host.conflict",
+        models.Event.host_id == request.host_id,
+        models.Event.time > now_ms() - CONFLICT_MEMORY_MS,
+    )
     with core.db.write() as session:
-        register(session, request)
+        if session.scalar(query.limit(1)) is None:
+            events.record(
+                session,
+                "host.conflict",
+                error.message,
+                level=WARN,
+                host=request.host_id,
+                nqn=request.host_nqn,
+            )
 
 
-def register(session: Session, request: wire.HostProbe) -> models.Host:
+def register(session: Session, request: wire.HostProbe, *, probing: bool = True) -> models.Host:
     """Write a host down.
+
+    :param probing: the host itself calls, not somebody who attaches a volume for it. Existing
+        drivers probe in the name of hosts too, but announce no abilities.
 
     Hosts cloned from one image show one id with different NQNs, or one NQN with different ids.
     The record of a host that has no volumes gives way; one that has volumes is kept, because its
@@ -54,8 +101,15 @@ def register(session: Session, request: wire.HostProbe) -> models.Host:
         session.delete(other)
         session.flush()
     if row is None:
-        row = models.Host(uuid=request.host_id)
+        row = models.Host(uuid=request.host_id, abilities=[], abilities_since=0)
         session.add(row)
+        events.record(
+            session,
+            "host.added",
+            f"host {request.host_id} ({request.name}) is known now",
+            host=request.host_id,
+            nqn=request.host_nqn,
+        )
     row.nqn = request.host_nqn
     row.name = request.name
     row.client_type = request.client_type
@@ -64,6 +118,12 @@ def register(session: Session, request: wire.HostProbe) -> models.Host:
     row.multipath = request.multipath
     row.abilities = list(request.abilities)
     row.last_probe = now_ms()
+    if "multipath" in request.model_fields_set:
+        row.multipath = request.multipath
+    if "abilities" in request.model_fields_set:
+        known = set() if probing else abilities(row)
+        row.abilities = sorted(known | set(request.abilities))
+        row.abilities_since = now_ms()
     session.flush()
     return row
 

@@ -4,6 +4,11 @@
 Publish works with the replicas it can reach: with at least one export made it succeeds, and a
 reconcile makes the others when their nodes are back. The legs of an array whose extension is
 unfinished may differ in size: it is finished first, or only the legs that have grown are given.
+
+Legs that missed writes are given too, marked, because the host is to synchronise them; but a host
+that does not know the marks gets nothing when no leg with all writes can be given. A leg that such
+a host was not given at a first publish counts as Missing from then on: nobody else would tell.
+
 Unpublish always succeeds once recorded, or a volume could not be detached from a dead node; the
 export that is left there is removed by the reconcile that follows the node's return.
 """
@@ -16,36 +21,25 @@ from oslo_log import log
 from sqlalchemy.orm import Session
 
 from kumo_client import errors, naming
-from kumo_client.api.node import Node
 from kumo_client.schemas import host as wire
 from kumo_client.schemas.backend import AVAILABLE
-from kumo_client.schemas.node import ExportSpec
 from kumo_provisioner import settling
-from kumo_provisioner.core import Core
+from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
-from kumo_provisioner.services import building, extending, hosts, view, volumes
+from kumo_provisioner.services import (
+    building,
+    extending,
+    hosts,
+    migration,
+    removals,
+    replicas,
+    view,
+    volumes,
+)
+from kumo_provisioner.services.exports import export_call, unexport_call
 
 LOG = log.getLogger(__name__)
-
-
-def export_call(replica_uuid: str, host_nqn: str, io_class: str) -> Any:
-    """The call that exports a replica to a host."""
-    spec = ExportSpec(host_nqn=host_nqn, io_class=io_class)
-
-    def call(node: Node) -> Any:
-        return node.put_export(replica_uuid, spec)
-
-    return call
-
-
-def unexport_call(replica_uuid: str, host_nqn: str) -> Any:
-    """The call that takes the export of a replica away from a host."""
-
-    def call(node: Node) -> Any:
-        return node.delete_export(replica_uuid, host_nqn)
-
-    return call
 
 
 def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.PublishAnswer:
@@ -54,12 +48,27 @@ def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.Publi
     :raises NotExistsError: when volume or host is not known.
     :raises ConflictError: when the host's id or NQN is that of another host.
     :raises BackendUnavailableError: when no replica could be exported.
+    :raises StaleError: when only replicas that missed writes could be exported.
     """
     uuid = view.normal_uuid(request.vol_id)
     if uuid is None:
         raise volumes.missing(request.vol_id)
+    try:
+        return _publish(core, tenant, uuid, request)
+    except errors.ConflictError as exc:
+        if request.host is not None and exc.volume is None:
+            hosts.tell_conflict(core, request.host, exc)
+        raise
+
+
+def _publish(
+    core: Core, tenant: str, uuid: str, request: wire.PublishRequest
+) -> wire.PublishAnswer:
     with core.locks.hold(uuid):
-        legs = _alike(core, tenant, uuid)
+        with core.db.read() as session:
+            volumes.find(session, tenant, uuid)
+        migration.give_way(core, uuid, f"the volume is published to host {request.host_id}")
+        grown = _alike(core, tenant, uuid)
         with core.db.write() as session:
             volume = volumes.find(session, tenant, uuid)
             host = _host(session, request)
@@ -67,16 +76,56 @@ def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.Publi
             fresh = known is None or known.status != models.PUBLISHED
             if known is None:
                 session.add(
-                    models.Publication(volume_id=uuid, host_id=host.uuid, status=models.PUBLISHING)
+                    models.Publication(
+                        volume_id=uuid,
+                        host_id=host.uuid,
+                        status=models.PUBLISHING,
+                        since=now_ms(),
+                    )
                 )
-            calls = _calls(volume, host.nqn, legs)
+            calls = _calls(volume, host.nqn, grown)
+            careful = wire.ABILITY_FRESHNESS in _abilities(host, request)
         outcomes = core.nodes.call_all(calls)
         if all(outcome.error is not None for outcome in outcomes.values()):
             if fresh:
                 _undo(core, uuid, host, outcomes)
             failed = building.first_error(outcomes)
             raise failed or errors.InternalError(f"volume {uuid} has no replica", volume=uuid)
+        if fresh and not careful:
+            _need_fresh(core, uuid, host, outcomes)
         return _commit(core, uuid, host, outcomes, fresh)
+
+
+def _abilities(host: models.Host, request: wire.PublishRequest) -> set[str]:
+    asked = request.host.abilities if request.host is not None else []
+    return hosts.abilities(host) | set(asked)
+
+
+def _need_fresh(
+    core: Core, uuid: str, host: models.Host, outcomes: dict[str, Outcome[Any]]
+) -> None:
+    """Refuse a host that cannot tell good legs from others when only the others can be given."""
+    with core.db.read() as session:
+        volume = session.get_one(models.Volume, uuid)
+        fresh = [leg for leg in volume.replicas if leg.freshness == models.FRESH]
+        lost = [leg for leg in fresh if leg.uuid not in outcomes or outcomes[leg.uuid].error]
+        nodes = ", ".join(leg.backend.name or leg.backend_id for leg in lost)
+        if not volume.replicated or len(lost) < len(fresh):
+            return
+        back = {
+            leg.uuid: (Address.of(leg.backend), unexport_call(leg.uuid, host.nqn))
+            for leg in volume.replicas
+            if leg.uuid in outcomes and outcomes[leg.uuid].error is None
+        }
+    _undo(core, uuid, host, outcomes | core.nodes.call_all(back))
+    names = ", ".join(leg.uuid for leg in lost)
+    raise errors.StaleError(
+        f"the replicas of volume {uuid} with all writes ({names}) cannot be reached on {nodes}; "
+        "the others missed writes",
+        volume=uuid,
+        node=lost[0].backend_id if lost else None,
+        way_out="bring that node back",
+    )
 
 
 def _alike(core: Core, tenant: str, uuid: str) -> set[str] | None:
@@ -105,7 +154,7 @@ def _host(session: Session, request: wire.PublishRequest) -> models.Host:
     if request.host is not None:
         if request.host.host_id != request.host_id:
             raise errors.InvalidInputError("hostId and host.hostId are not the same")
-        return hosts.register(session, request.host)
+        return hosts.register(session, request.host, probing=False)
     host = session.get(models.Host, request.host_id)
     if host is None:
         raise errors.NotExistsError(
@@ -148,6 +197,13 @@ def _commit(
         row.status = models.PUBLISHED
         volume = session.get_one(models.Volume, uuid)
         session.flush()
+        others = [one for one in replicas.published(volume) if one.host_id != host.uuid]
+        state = volume.array_state if volume.replicated else ""
+        if fresh:
+            _note_absent(session, volume, row.host, outcomes, shared=bool(others))
+        if state == models.ARRAY_CLEAN:
+            # The host may assemble the array from now on, and need not tell.
+            replicas.enter_array(session, volume, models.ARRAY_OPEN, host.uuid)
         exported = [one for one in volume.replicas if one.uuid in outcomes]
         absent = [
             one.uuid for one in volume.replicas if one not in exported or outcomes[one.uuid].error
@@ -158,6 +214,8 @@ def _commit(
                 view.published_replica(replica, volume.num_replicas, host.nqn)
                 for replica in volume.replicas
             ],
+            array_state=state,
+            shared=bool(others),
         )
     if absent:
         LOG.warning("Volume %s is published to %s without %s", uuid, host.uuid, ", ".join(absent))
@@ -168,6 +226,23 @@ def _commit(
     else:
         LOG.info("Published volume %s to host %s", uuid, host.uuid)
     return answer
+
+
+def _note_absent(
+    session: Session,
+    volume: models.Volume,
+    host: models.Host,
+    outcomes: dict[str, Outcome[Any]],
+    *,
+    shared: bool,
+) -> None:
+    """Legs that a host was not given miss what it writes."""
+    if shared or not volume.replicated or wire.ABILITY_ARRAY_REPORT in hosts.abilities(host):
+        return
+    absent = [
+        leg for leg in volume.replicas if leg.uuid not in outcomes or outcomes[leg.uuid].error
+    ]
+    replicas.lost(session, volume, absent)
 
 
 def unpublish(core: Core, tenant: str, request: wire.UnpublishRequest) -> None:
@@ -196,7 +271,11 @@ def unpublish(core: Core, tenant: str, request: wire.UnpublishRequest) -> None:
             for publication in gone:
                 calls.update(_removals(volume, publication.host.nqn))
                 volume.publications.remove(publication)
+            session.flush()
+            freed = replicas.after_unpublish(session, volume, in_order=request.host_id is not None)
+            freed += migration.host_left(session, volume)
         _take_away(core, uuid, calls)
+        removals.carry_out(core, freed)
 
 
 def _removals(volume: models.Volume, host_nqn: str) -> dict[tuple[str, str], Call[Any]]:

@@ -108,6 +108,10 @@ def location(row: models.Replica) -> wire_volume.Location:
         backend=backend_ref(row.backend),
         replica_state=row.state,
         current_state_time=max(0, now_ms() - row.state_since),
+        freshness=row.freshness,
+        events=row.events,
+        pool=row.pool,
+        replaces=row.replaces,
     )
 
 
@@ -135,6 +139,10 @@ def volume(row: models.Volume) -> wire_volume.Volume:
         tenant_id=row.tenant_id,
         source_volume_id=row.source_volume_id,
         published_hosts=sorted(published),
+        wanted_replicas=row.num_replicas,
+        array_state=row.array_state if row.replicated else "",
+        unsettled=row.unsettled,
+        storage_class=asked,
     )
 
 
@@ -164,6 +172,7 @@ def host(row: models.Host) -> wire_host.Host:
         state=wire_backend.UNAVAILABLE if down else wire_backend.AVAILABLE,
         last_probe_time=row.last_probe,
         duration=row.duration,
+        multipath=row.multipath,
     )
 
 
@@ -180,4 +189,8 @@ def published_replica(
         portals=[Portal.model_validate(portal) for portal in row.backend.portals],
         replica_state=row.state,
         backend_id=row.backend_id,
+        freshness=row.freshness,
+        events=row.events,
+        backend_state=backend_ref(row.backend).state,
+        node_name=row.backend.name,
     )

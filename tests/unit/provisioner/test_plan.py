@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kumo_client.schemas.node import Export, Inventory, NodeSnapshot, Replica
-from kumo_client.schemas.volume import REPLICA_AVAILABLE, REPLICA_MISSING
+from kumo_client.schemas.volume import REPLICA_MISSING
 from kumo_provisioner import reconcile
 from kumo_provisioner.db.models import REPLICA, SNAPSHOT
 from kumo_provisioner.reconcile import (
@@ -32,7 +32,7 @@ def replica_row(uuid):
         volume_id=st.sampled_from(["v1", "v2"]),
         backend_id=st.sampled_from(NODES),
         settled=st.booleans(),
-        state=st.sampled_from([REPLICA_AVAILABLE, REPLICA_MISSING]),
+        absent=st.booleans(),
         hosts=HOSTS,
     )
 
@@ -133,7 +133,9 @@ def test_after_the_plan_the_nodes_show_what_is_wanted(wanted, seen):
             change(action.host_nqn)
         elif isinstance(action, NoteState):
             old = rows[action.replica_id]
-            rows[old.uuid] = WantedReplica(**vars(old) | {"state": action.state})
+            rows[old.uuid] = WantedReplica(
+                **vars(old) | {"absent": action.state == REPLICA_MISSING}
+            )
     again = {
         node: None
         if inventory is None

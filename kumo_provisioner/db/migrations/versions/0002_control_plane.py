@@ -59,6 +59,7 @@ def _added() -> dict[str, tuple[sa.Column, ...]]:
             _text("freshness", sa.String(length=8), "fresh"),
             _number("events"),
             _text("replaces", UUID),
+            _flag("absent", default=False),
         ),
         "snapshots": (
             _flag("coherent", default=True),
@@ -66,7 +67,7 @@ def _added() -> dict[str, tuple[sa.Column, ...]]:
             _text("array_state", sa.String(length=8), "new"),
         ),
         "snapshot_parts": (_text("pool", sa.String(length=128), POOL),),
-        "hosts": (_flag("multipath", default=False),),
+        "hosts": (_flag("multipath", default=False), _number("abilities_since")),
         "publications": (_number("since"),),
         "removals": (
             _text("pool", sa.String(length=128), POOL),

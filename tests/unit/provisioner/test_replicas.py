@@ -1,0 +1,382 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stories of replicas that are lost, replaced and reported, over node models."""
+
+import uuid
+
+import pytest
+
+from kumo_client import errors
+from kumo_client.schemas.host import (
+    ABILITY_ARRAY_REPORT,
+    ABILITY_FRESHNESS,
+    ArrayReport,
+    HostProbe,
+    LegReport,
+    UnpublishRequest,
+)
+from kumo_client.schemas.volume import ReplicaAdd
+from kumo_provisioner import reconcile, settling
+from kumo_provisioner.core import now_ms
+from kumo_provisioner.db import models
+from kumo_provisioner.services import hosts, publish, replicas, targets, volumes
+from tests.unit.provisioner.conftest import NQN, add_node, volume
+from tests.unit.provisioner.stories import T, node_of, ports, published, rows, shown
+
+ADD = ReplicaAdd()
+KNOWING = HostProbe(
+    host_nqn=NQN, host_id="host-1", abilities=[ABILITY_FRESHNESS, ABILITY_ARRAY_REPORT]
+)
+
+
+@pytest.fixture
+def four(core, three):
+    return [*three, add_node(core)]
+
+
+@pytest.fixture
+def attached(core, four):
+    """A volume of two replicas that a host of the old kind has."""
+    uid = volumes.create(core, T, volume(replicas=2))
+    published(core, uid)
+    return uid
+
+
+def places(core, uid):
+    return {one.uuid: one for one in shown(core, uid).location}
+
+
+def states(core, uid):
+    return {key: (one.replica_state, one.freshness) for key, one in places(core, uid).items()}
+
+
+def report(core, uid, leg, *some):
+    for state in some:
+        replicas.report(core, T, uid, leg, state)
+
+
+def degraded(core, uid):
+    """(the lost leg, the good leg)."""
+    lost, good = places(core, uid)
+    report(core, uid, lost, "Missing")
+    return lost, good
+
+
+def unpublish(core, uid, host="host-1"):
+    publish.unpublish(core, T, UnpublishRequest(vol_id=uid, host_id=host))
+
+
+def kinds(core):
+    return [row.type for row in rows(core, models.Event)]
+
+
+# -- replacing a leg ------------------------------------------------------------------------------
+
+
+def test_a_lost_leg_is_replaced_under_a_host(core, attached):
+    lost, good = degraded(core, attached)
+    assert states(core, attached)[lost] == ("Missing", "stale")
+    new = replicas.add(core, T, attached, ADD)
+    assert shown(core, attached).num_replicas == 3
+    assert shown(core, attached).wanted_replicas == 2
+    assert states(core, attached)[new] == ("Unknown", "blank")
+    assert places(core, attached)[new].replaces == lost
+    sizes = {
+        held.bytes for one in core.nodes.models.values() for held in one.state.replicas.values()
+    }
+    assert len(core.nodes.objects()) == 3
+    assert len(sizes) == 1
+    # The next publish gives it to the host.
+    assert (new, NQN) not in core.nodes.exports()
+    assert published(core, attached).status == "AlreadyPublished"
+    assert (new, NQN) in core.nodes.exports()
+    report(core, attached, new, "Synchronizing")
+    replicas.terminate(core, T, attached, lost)
+    replicas.terminate(core, T, attached, lost)
+    assert states(core, attached)[lost][0] == "Terminating"
+    with pytest.raises(errors.LastReplicaError):
+        replicas.terminate(core, T, attached, good)
+    report(core, attached, new, "Available")
+    replicas.confirm(core, T, attached, lost)
+    with pytest.raises(errors.NotExistsError):
+        replicas.confirm(core, T, attached, lost)
+    assert states(core, attached) == dict.fromkeys([good, new], ("Available", "fresh"))
+    assert core.nodes.objects() == {good, new}
+    assert {"replica.added", "replica.state", "replica.terminating", "replica.removed"} <= set(
+        kinds(core)
+    )
+    unpublish(core, attached)
+    volumes.delete(core, T, attached)
+
+
+def test_no_second_spare_and_never_five_legs(core, attached):
+    lost, _ = degraded(core, attached)
+    new = replicas.add(core, T, attached, ADD)
+    with pytest.raises(errors.TooManyReplicasError, match="not in sync yet"):
+        replicas.add(core, T, attached, ADD)
+    report(core, attached, new, "Synchronizing", "Available")
+    fourth = replicas.add(core, T, attached, ADD)
+    report(core, attached, fourth, "Synchronizing", "Available")
+    with pytest.raises(errors.TooManyReplicasError, match="more are not possible"):
+        replicas.add(core, T, attached, ADD)
+    assert len(places(core, attached)) == 4
+    # With nobody who could confirm, a leg goes at once.
+    unpublish(core, attached)
+    replicas.terminate(core, T, attached, lost)
+    assert lost not in places(core, attached)
+    assert lost not in core.nodes.objects()
+
+
+def test_a_spare_that_could_not_be_connected_gives_way_to_another(core, attached):
+    degraded(core, attached)
+    dead = replicas.add(core, T, attached, ADD)
+    report(core, attached, dead, "Missing")
+    with pytest.raises(errors.TooManyReplicasError, match="is Terminating now"):
+        replicas.add(core, T, attached, ADD)
+    replicas.confirm(core, T, attached, dead)
+    assert replicas.add(core, T, attached, ADD) != dead
+
+
+def test_a_leg_that_cannot_be_made_leaves_nothing(core, attached):
+    degraded(core, attached)
+    for port in core.nodes.models:
+        core.nodes.faults[port, "put_replica"] = "lost answer"
+    with pytest.raises(errors.BackendUnavailableError):
+        replicas.add(core, T, attached, ADD)
+    core.nodes.faults.clear()
+    reconcile.run(core)
+    assert len(places(core, attached)) == len(core.nodes.objects()) == 2
+    assert shown(core, attached).unsettled == ""
+
+
+def test_a_leg_whose_making_was_cut_off_is_made_later(core, attached):
+    degraded(core, attached)
+    with core.db.write() as session:
+        row = volumes.find(session, T, attached)
+        new = replicas.begin(core, session, row, ADD)
+    reconcile.run(core)
+    assert new.uuid in core.nodes.objects()
+    assert shown(core, attached).unsettled == ""
+
+
+def test_a_volume_gets_as_many_legs_as_are_wanted(core, four):
+    uid = volumes.create(core, T, volume(replicas=2))
+    for wanted in (3, 2):
+        with core.db.write() as session:
+            row = volumes.find(session, T, uid)
+            row.num_replicas = wanted
+            settling.add(row, settling.REPLICAS)
+        reconcile.run(core)
+        assert len(places(core, uid)) == wanted
+        assert len(core.nodes.objects()) == wanted
+        assert shown(core, uid).unsettled == ""
+    assert set(states(core, uid).values()) == {("Available", "fresh")}
+    replicas.finish(core, str(uuid.uuid4()))
+
+
+def test_legs_beyond_the_wanted_number_leave_one_by_one_under_a_host(core, four):
+    uid = volumes.create(core, T, volume(replicas=3))
+    published(core, uid)
+    with core.db.write() as session:
+        row = volumes.find(session, T, uid)
+        row.num_replicas = 2
+        settling.add(row, settling.REPLICAS)
+    reconcile.run(core)
+    (going,) = [key for key, one in states(core, uid).items() if one[0] == "Terminating"]
+    replicas.confirm(core, T, uid, going)
+    reconcile.run(core)
+    assert len(places(core, uid)) == 2
+    assert shown(core, uid).unsettled == ""
+
+
+def test_the_storage_class_holds_for_added_legs(core):
+    nodes = [add_node(core, rack=rack) for rack in ("a", "b", "b", "a")]
+    uid = volumes.create(core, T, volume(replicas=2))
+    published(core, uid)
+    lost, good = degraded(core, uid)
+    kept = node_of(core, places(core, uid)[good])
+    new = replicas.add(core, T, uid, ADD)
+    chosen = node_of(core, places(core, uid)[new])
+    racks = dict(zip([one.persistent_id for one in nodes], ("a", "b", "b", "a"), strict=True))
+    assert racks[chosen.persistent_id] != racks[kept.persistent_id]
+    report(core, uid, new, "Synchronizing", "Available")
+    replicas.terminate(core, T, uid, lost)
+    replicas.confirm(core, T, uid, lost)
+    with pytest.raises(errors.NoSpaceError):
+        replicas.add(core, T, uid, ADD)
+    assert replicas.add(core, T, uid, ReplicaAdd(same_rack_allowed=True))
+
+
+def test_what_is_not_there_is_refused_in_order(core, attached):
+    strange = str(uuid.uuid4())
+    for call in (
+        lambda: replicas.add(core, T, strange, ADD),
+        lambda: replicas.add(core, T, "none", ADD),
+        lambda: replicas.terminate(core, T, attached, strange),
+        lambda: replicas.confirm(core, T, attached, "none"),
+        lambda: replicas.report(core, T, attached, strange, "Missing"),
+    ):
+        with pytest.raises(errors.NotExistsError):
+            call()
+    leg = next(iter(places(core, attached)))
+    with pytest.raises(errors.ConflictError, match="ask for its deletion first"):
+        replicas.confirm(core, T, attached, leg)
+    with pytest.raises(errors.InvalidInputError):
+        replicas.report(core, T, attached, leg, "Terminating")
+    plain = volumes.create(core, T, volume("plain"))
+    with pytest.raises(errors.ConflictError, match="one replica"):
+        replicas.add(core, T, plain, ADD)
+    with pytest.raises(errors.VolumeNotPublishedError):
+        report(core, plain, next(iter(places(core, plain))), "Missing")
+
+
+# -- publish --------------------------------------------------------------------------------------
+
+
+def test_a_terminating_leg_goes_with_the_host(core, attached):
+    lost, _ = degraded(core, attached)
+    new = replicas.add(core, T, attached, ADD)
+    replicas.terminate(core, T, attached, lost)
+    with pytest.raises(errors.ConflictError, match="takes no reports"):
+        report(core, attached, lost, "Available")
+    unpublish(core, attached)
+    assert lost not in places(core, attached)
+    assert lost not in core.nodes.objects()
+    assert new in core.nodes.objects()
+
+
+def test_a_host_is_told_what_the_array_is(core, four):
+    uid = volumes.create(core, T, volume(replicas=2))
+    first = published(core, uid, KNOWING)
+    assert (first.array_state, first.shared) == ("new", False)
+    assert [one.node_name for one in first.replicas] == [
+        node_of(core, place).name for place in shown(core, uid).location
+    ]
+    legs = [LegReport(replica=key, state="Available", events=7) for key in places(core, uid)]
+    strange = str(uuid.uuid4())
+    told = [*legs, LegReport(replica=strange, state="Available")]
+    ask = ArrayReport(host_id="host-1", vol_id=uid, state="open", legs=told)
+    assert replicas.report_array(core, T, ask) == [strange]
+    assert shown(core, uid).array_state == "open"
+    assert {one.events for one in published(core, uid, KNOWING).replicas} == {7}
+    unpublish(core, uid)
+    assert shown(core, uid).array_state == "clean"
+    # Whoever was given the volume may have the array.
+    assert published(core, uid, KNOWING).array_state == "clean"
+    assert shown(core, uid).array_state == "open"
+    other = HostProbe(host_nqn="nqn.2014-08.org.x:other", host_id="host-2")
+    assert published(core, uid, other).shared
+    unpublish(core, uid)
+    assert shown(core, uid).array_state == "open"
+    publish.unpublish(core, T, UnpublishRequest(vol_id=uid))
+    assert shown(core, uid).array_state == "open"
+    with pytest.raises(errors.VolumeNotPublishedError):
+        replicas.report_array(core, T, ask)
+    published(core, uid, KNOWING)
+    clean = ask.model_copy(update={"state": "clean"})
+    replicas.report_array(core, T, clean)
+    assert shown(core, uid).array_state == "clean"
+    assert kinds(core).count("array.state") == 4
+
+
+def test_a_report_of_a_whole_array_is_believed_at_once(core, four):
+    uid = volumes.create(core, T, volume(replicas=2))
+    published(core, uid, KNOWING)
+    lost, good = degraded(core, uid)
+    new = replicas.add(core, T, uid, ADD)
+    ask = ArrayReport(
+        host_id="host-1",
+        vol_id=uid,
+        state="open",
+        legs=[
+            LegReport(replica=good, state="Available", events=20),
+            LegReport(replica=new, state="Available", events=20),
+            LegReport(replica=lost, state="Missing", events=4),
+        ],
+    )
+    replicas.report_array(core, T, ask)
+    assert states(core, uid)[new] == ("Available", "fresh")
+    report(core, uid, lost, "Available")
+    assert states(core, uid)[lost] == ("Available", "fresh")
+
+
+def test_only_stale_legs_are_given_to_nobody_who_cannot_tell(core, attached):
+    lost, good = degraded(core, attached)
+    unpublish(core, attached)
+    port = ports(core, node_of(core, places(core, attached)[good]))
+    core.nodes.down.add(port)
+    with pytest.raises(errors.StaleError, match=good):
+        published(core, attached)
+    core.nodes.down.clear()
+    reconcile.run(core)
+    assert core.nodes.exports() == set()
+    core.nodes.down.add(port)
+    answer = published(core, attached, KNOWING)
+    assert {one.uuid: one.freshness for one in answer.replicas} == {lost: "stale", good: "fresh"}
+
+
+def test_a_leg_that_an_old_host_was_not_given_is_lost(core, four):
+    uid = volumes.create(core, T, volume(replicas=2))
+    away, _ = places(core, uid)
+    core.nodes.down.add(ports(core, node_of(core, places(core, uid)[away])))
+    published(core, uid)
+    assert states(core, uid)[away] == ("Missing", "stale")
+    core.nodes.down.clear()
+    report(core, uid, away, "Available")
+    assert states(core, uid)[away] == ("Synchronizing", "stale")
+    report(core, uid, away, "Available")
+    assert states(core, uid)[away] == ("Available", "fresh")
+
+
+def test_a_reconcile_does_not_take_back_what_a_host_reported(core, attached):
+    lost, good = degraded(core, attached)
+    before = places(core, attached)[lost].current_state_time
+    reconcile.run(core)
+    assert states(core, attached)[lost] == ("Missing", "stale")
+    assert places(core, attached)[lost].current_state_time >= before
+    held = node_of(core, places(core, attached)[good]).state.replicas
+    kept = held.pop(good)
+    assert reconcile.run(core).missing == 1
+    assert states(core, attached)[good] == ("Missing", "fresh")
+    held[good] = kept
+    reconcile.run(core)
+    assert states(core, attached)[good] == ("Missing", "fresh")
+    report(core, attached, good, "Available")
+    assert states(core, attached)[good] == ("Available", "fresh")
+
+
+def test_a_leg_that_was_away_while_nobody_wrote_is_good(core, four):
+    uid = volumes.create(core, T, volume(replicas=2))
+    away, _ = places(core, uid)
+    held = node_of(core, places(core, uid)[away]).state.replicas
+    kept = held.pop(away)
+    reconcile.run(core)
+    assert states(core, uid)[away] == ("Missing", "fresh")
+    held[away] = kept
+    reconcile.run(core)
+    assert states(core, uid)[away] == ("Available", "fresh")
+
+
+# -- hosts ----------------------------------------------------------------------------------------
+
+
+def test_hosts_announce_abilities_and_have_volumes(core, attached):
+    hosts.probe(core, KNOWING)
+    (one,) = hosts.list_all(core)
+    assert (one.volumes, one.abilities) == (1, [ABILITY_ARRAY_REPORT, ABILITY_FRESHNESS])
+    # A driver of the old kind probes for the host and knows of no abilities.
+    hosts.probe(core, HostProbe(host_nqn=NQN, host_id="host-1", client_type="Agent"))
+    assert len(hosts.list_all(core, "")[0].abilities) == 2
+    published(core, attached, HostProbe(host_nqn=NQN, host_id="host-1", abilities=["hold-writes"]))
+    assert len(hosts.list_all(core)[0].abilities) == 3
+    with core.db.write() as session:
+        session.get_one(models.Host, "host-1").abilities_since = now_ms() - 91_000
+    assert hosts.list_all(core)[0].abilities == []
+
+
+def test_a_conflict_of_hosts_is_told_once(core, attached):
+    twin = HostProbe(host_nqn="nqn.2014-08.org.x:twin", host_id="host-1")
+    for call in (lambda: hosts.probe(core, twin), lambda: published(core, attached, twin)):
+        with pytest.raises(errors.ConflictError):
+            call()
+    assert kinds(core).count("host.conflict") == 1
+    assert len(targets.list_all(core, "host-1", None)) == 2
