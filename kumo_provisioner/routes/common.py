@@ -55,8 +55,7 @@ def first_segments(routers: Iterable[APIRouter]) -> frozenset[str]:
 
 
 def _reader(request: Request) -> str | None:
-    identity = getattr(request.state, "identity", None)
-    return getattr(identity, "tenant", None) or None
+    return _identity(request).tenant or None
 
 
 CoreArg = Annotated[Core, Depends(_core)]

@@ -26,20 +26,21 @@ def list_all(
 
 
 @routes.put("/tasks", response_model=StatusAnswer)
-def update(core: CoreArg, body: wire.TaskUpdate) -> Any:
+def update(core: CoreArg, reader: ReaderArg, body: wire.TaskUpdate) -> Any:
     """The agent of a host tells how its task goes. A task that has ended stays as it is."""
-    migration.update_task(core, body)
+    migration.update_task(core, body, reader)
     return success()
 
 
 @routes.delete("/tasks", response_model=StatusAnswer)
 def delete(
     core: CoreArg,
+    reader: ReaderArg,
     task_id: Annotated[str, Query(alias="taskId", max_length=255)],
     host_id: Annotated[str | None, Query(alias="hostId", max_length=255)] = None,
 ) -> Any:
     """Forget a task that has ended."""
-    tasks.delete(core, task_id, host_id)
+    tasks.delete(core, task_id, host_id, reader)
     return success()
 
 

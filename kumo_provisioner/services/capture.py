@@ -16,7 +16,7 @@ from kumo_client.schemas.backend import AVAILABLE
 from kumo_client.schemas.host import ABILITY_HOLD_WRITES
 from kumo_provisioner import settling
 from kumo_provisioner.db import models
-from kumo_provisioner.services import building
+from kumo_provisioner.services import building, hosts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _holder(volume: models.Volume) -> models.Host | None:
     if len(volume.publications) != 1:
         return None
     publication = volume.publications[0]
-    able = ABILITY_HOLD_WRITES in publication.host.abilities
+    able = ABILITY_HOLD_WRITES in hosts.abilities(publication.host)
     return publication.host if able and publication.status == models.PUBLISHED else None
 
 

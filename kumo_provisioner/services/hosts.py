@@ -115,8 +115,6 @@ def register(session: Session, request: wire.HostProbe, *, probing: bool = True)
     row.client_type = request.client_type
     row.version = request.version
     row.duration = request.duration
-    row.multipath = request.multipath
-    row.abilities = list(request.abilities)
     row.last_probe = now_ms()
     if "multipath" in request.model_fields_set:
         row.multipath = request.multipath

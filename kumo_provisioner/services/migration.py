@@ -35,6 +35,7 @@ from kumo_provisioner.db import models
 from kumo_provisioner.duties import Duty
 from kumo_provisioner.services import (
     building,
+    capacity,
     copying,
     legs,
     newleg,
@@ -80,28 +81,38 @@ def start(
     :raises NoSpaceError: no node can take it, with the reason of each node.
     :raises BackendUnavailableError: the node of the leg cannot be read.
     """
+    ask = ReplicaAdd(backend_id=destination)
     with core.locks.hold(uuid):
-        with core.db.write() as session:
-            volume = volumes.find(session, tenant, uuid)
-            leg = replicas.find(volume, replica)
-            _refuse(session, volume, leg)
-            request = ReplicaAdd(backend_id=destination)
-            if volume.publications:
-                return _ask_host(core, session, volume, leg, request, parent)
-            if leg.freshness == models.FRESH:
-                return _begin_copy(core, session, volume, leg, request, parent)
-            task = tasks.add(
-                session,
-                wire.OFFLINE_MIGRATION,
-                state=wire.RUNNING,
-                volume=volume,
-                replica=leg.uuid,
-                backend=leg.backend_id,
-                parent=parent,
-            )
-            new = _replacement(volume, leg) or replicas.begin(core, session, volume, request, leg)
-            task.new_replica_id = new.uuid
-        return _swap_blank(core, tenant, task.uuid)
+        task, blank = capacity.retried(
+            core, lambda session: _begin(core, session, (tenant, uuid, replica), ask, parent)
+        )
+        return _swap_blank(core, tenant, task) if blank else task
+
+
+def _begin(
+    core: Core, session: Session, what: tuple[str, str, str], ask: ReplicaAdd, parent: str
+) -> tuple[str, bool]:
+    """Record a migration; gives its task, and whether an empty leg takes the place at once."""
+    tenant, uuid, replica = what
+    volume = volumes.find(session, tenant, uuid)
+    leg = replicas.find(volume, replica)
+    _refuse(session, volume, leg)
+    if volume.publications:
+        return _ask_host(core, session, volume, leg, ask, parent), False
+    if leg.freshness == models.FRESH:
+        return _begin_copy(core, session, volume, leg, ask, parent), False
+    task = tasks.add(
+        session,
+        wire.OFFLINE_MIGRATION,
+        state=wire.RUNNING,
+        volume=volume,
+        replica=leg.uuid,
+        backend=leg.backend_id,
+        parent=parent,
+    )
+    new = _replacement(volume, leg) or replicas.begin(core, session, volume, ask, leg)
+    task.new_replica_id = new.uuid
+    return task.uuid, True
 
 
 def _refuse(session: Session, volume: models.Volume, leg: models.Replica) -> None:
@@ -201,27 +212,39 @@ def _one_host(volume: models.Volume) -> models.Host:
     return hosts[0]
 
 
-def update_task(core: Core, request: wire.TaskUpdate) -> None:
+def update_task(core: Core, request: wire.TaskUpdate, tenant: str | None = None) -> None:
     """Take over what an agent tells of its task.
 
+    :param tenant: only one of this tenant; None for any.
     :raises NotExistsError: there is no such task of that host.
     :raises ConflictError: the provisioner does this task itself.
     """
     with core.db.read() as session:
         row = session.get(models.Task, request.task_id)
-        if row is None:
+        if row is None or (tenant is not None and row.tenant_id != tenant):
             raise tasks.missing(request.task_id)
-    with core.locks.hold(row.volume_id or row.uuid):
+    if row.type != wire.REMOTE_MIGRATION:
+        # Whoever waits for the agent of a host may hold the lock of the volume.
         with core.db.write() as session:
-            row = session.get_one(models.Task, request.task_id)
+            tasks.note(session, _locked(session, request), request)
+        return
+    with core.locks.hold(row.volume_id):
+        with core.db.write() as session:
+            row = _locked(session, request)
             begun = row.state in tasks.OPEN
             tasks.note(session, row, request)
             new = session.get(models.Replica, row.new_replica_id)
-            if row.type == wire.REMOTE_MIGRATION and begun and new is not None:
+            if begun and new is not None:
                 _note_progress(session, row, new)
-        failed = row.type == wire.REMOTE_MIGRATION and row.state == wire.FAILED
-        if failed and begun and new is not None:
+        if begun and new is not None and row.state == wire.FAILED:
             _drop_spare(core, row)
+
+
+def _locked(session: Session, request: wire.TaskUpdate) -> models.Task:
+    row = session.get(models.Task, request.task_id, with_for_update=True)
+    if row is None:
+        raise tasks.missing(request.task_id)
+    return row
 
 
 def _note_progress(session: Session, row: models.Task, new: models.Replica) -> None:

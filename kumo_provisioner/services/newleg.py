@@ -8,13 +8,12 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from kumo_client.schemas.node import ReplicaSpec
-from kumo_client.schemas.volume import REPLICA_UNKNOWN, ReplicaAdd, StorageClass
-from kumo_provisioner import placement
+from kumo_client.schemas.volume import REPLICA_UNKNOWN, ReplicaAdd
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Call
-from kumo_provisioner.services import building, capacity, volumes
+from kumo_provisioner.placement import Ask, Candidate
+from kumo_provisioner.services import building, placing
 
 
 def where(
@@ -23,41 +22,29 @@ def where(
     volume: models.Volume,
     request: ReplicaAdd,
     old: models.Replica | None,
-) -> str:
-    """The node for one more leg.
+) -> tuple[Candidate, Ask]:
+    """The pool for one more leg, as large as the others, and what was asked for it.
 
     :param request: empty lists mean the storage class of the volume.
     :param old: the leg that goes; another leg may be in its rack.
     :raises NoSpaceError: no node can take it, with the reason of each node.
     """
-    asked = StorageClass.model_validate(volume.storage_class)
-    same_rack = asked.same_rack_allowed or request.same_rack_allowed
-    ask = placement.Ask(
-        replicas=1,
-        charge=_charge(core, volume),
-        zones=request.zones or asked.zones,
-        racks=request.racks or asked.racks,
-        regions=request.regions or asked.regions,
-        same_rack_allowed=same_rack,
+    usual = placing.ask_for(core, volume, replicas=1, size=_size(volume))
+    stay = [leg.backend.rack for leg in volume.replicas if leg is not old]
+    ask = dataclasses.replace(
+        usual,
+        zones=request.zones or usual.zones,
+        racks=request.racks or usual.racks,
+        regions=request.regions or usual.regions,
+        same_rack_allowed=request.same_rack_allowed or usual.same_rack_allowed,
+        backend_id=request.backend_id,
+        taken_racks=frozenset(stay),
     )
-    stay = [leg for leg in volume.replicas if leg is not old]
-    racks = {leg.backend.rack for leg in stay if leg.backend.rack and not same_rack}
-    taken = {leg.backend_id for leg in volume.replicas}
-    wanted = request.backend_id
-    candidates = [
-        dataclasses.replace(one, state="the node of another replica")
-        if one.backend_id in taken
-        else dataclasses.replace(one, state="in the rack of another replica")
-        if one.rack in racks
-        else one
-        for one in capacity.candidates(session)
-        if not wanted or one.backend_id == wanted
-    ]
-    return placement.place(candidates, ask)[0]
+    return placing.choose(core, session, ask)[0], ask
 
 
-def _charge(core: Core, volume: models.Volume) -> int:
-    return capacity.replica_charge(core.conf, volume.replicas[0].bytes, volume.provisioning_type)
+def _size(volume: models.Volume) -> int:
+    return max(leg.bytes for leg in volume.replicas)
 
 
 def add(
@@ -67,18 +54,18 @@ def add(
     request: ReplicaAdd,
     old: models.Replica | None,
 ) -> models.Replica:
-    """Add the row of a leg that was never in sync; see :func:`where`."""
-    backend = session.get_one(models.Backend, where(core, session, volume, request, old))
-    size = volume.replicas[0].bytes
-    leg = volumes.add_replica(volume, backend, size, _charge(core, volume))
-    leg.position = 1 + max(one.position for one in volume.replicas if one is not leg)
+    """Add the row of a leg that was never in sync; see :func:`where`.
+
+    :raises LostRaceError: when the pool has no room any more.
+    """
+    spot, ask = where(core, session, volume, request, old)
+    leg = placing.add_replica(session, volume, spot.backend_id, spot.pool, _size(volume), ask)
     leg.state, leg.freshness = REPLICA_UNKNOWN, models.BLANK
     leg.replaces = old.uuid if old is not None else ""
-    leg.backend = backend
+    leg.backend = session.get_one(models.Backend, spot.backend_id)
     return leg
 
 
 def put_call(leg: models.Replica) -> Call[Any]:
     """The call that makes a leg; repeated, it says the same."""
-    spec = ReplicaSpec(volume_id=leg.volume_id, bytes=leg.bytes)
-    return building.put_replica(leg.backend, leg.uuid, spec)
+    return building.put_replica(leg.backend, leg.uuid, placing.replica_spec(leg.volume, leg))

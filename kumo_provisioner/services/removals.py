@@ -35,22 +35,6 @@ def retire_volume(session: Session, volume: models.Volume) -> list[str]:
     return uuids
 
 
-def retire_replica(session: Session, replica: models.Replica) -> str:
-    """Delete the row of one replica of a volume and list it for removal; gives its uuid."""
-    _list(session, models.REPLICA, replica)
-    replica.volume.replicas.remove(replica)
-    session.flush()
-    return replica.uuid
-
-
-def retire_part(session: Session, part: models.SnapshotPart) -> str:
-    """Delete the row of one part of a snapshot and list it for removal; gives its uuid."""
-    _list(session, models.SNAPSHOT, part)
-    part.snapshot.parts.remove(part)
-    session.flush()
-    return part.uuid
-
-
 def retire_snapshot(session: Session, snapshot: models.Snapshot) -> list[str]:
     """Delete the rows of a snapshot and list its parts for removal; gives their uuids."""
     for part in sorted(snapshot.parts, key=lambda one: one.backend_id):

@@ -31,6 +31,7 @@ from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.services import (
     building,
+    capacity,
     events,
     hosts,
     legs,
@@ -106,9 +107,10 @@ def add(core: Core, tenant: str, text: str, request: wire.ReplicaAdd) -> str:
     uuid = lock_of(text)
     with core.locks.hold(uuid):
         _drop_dead_spare(core, tenant, uuid)
-        with core.db.write() as session:
-            volume = volumes.find(session, tenant, uuid)
-            leg = begin(core, session, volume, request)
+        leg = capacity.retried(
+            core,
+            lambda session: begin(core, session, volumes.find(session, tenant, uuid), request),
+        )
         make(core, uuid, leg.uuid)
     return leg.uuid
 

@@ -170,15 +170,17 @@ def list_all(
     return found
 
 
-def delete(core: Core, task_id: str, host_id: str | None = None) -> None:
+def delete(core: Core, task_id: str, host_id: str | None = None, tenant: str | None = None) -> None:
     """Forget a task that has ended, or that its host has not begun.
 
+    :param tenant: only one of this tenant; None for any.
     :raises NotExistsError: when there is no such task of that host.
     :raises InUseError: while it is worked on.
     """
     with core.db.write() as session:
         row = session.get(models.Task, view.normal_uuid(task_id) or "")
-        if row is None or (host_id and row.host_id != host_id.strip()):
+        mine = row is not None and (tenant is None or row.tenant_id == tenant)
+        if row is None or not mine or (host_id and row.host_id != host_id.strip()):
             raise missing(task_id)
         if row.state == wire.RUNNING or (row.state == wire.IDLE and not row.host_id):
             raise errors.InUseError(
@@ -241,7 +243,9 @@ def note(session: Session, row: models.Task, request: wire.TaskUpdate) -> None:
     if request.state == wire.RUNNING:
         row.state = wire.RUNNING
     elif request.state == wire.FINISHED:
-        finish(session, row, row.status_description)
+        # Only the agent can say how it went; no word of success is no success.
+        row.progress = 100.0
+        _end(session, row, wire.FINISHED, row.task_status, row.status_description)
     elif request.state == wire.FAILED:
         fail(session, row, row.task_status or "Failed", row.status_description)
 
