@@ -121,10 +121,12 @@ class Lab:
         compute: int = 1,
         progress: Progress,
         kernel: str = image.DEFAULT_KERNEL,
+        ssds: int = SSDS,
         ssd_gib: int = SSD_GIB,
     ) -> Lab:
         """Make a lab and boot its machines, all at once.
 
+        :param ssds: number of SSDs of a storage machine.
         :param ssd_gib: size of each SSD of a storage machine, in GiB (sparse).
         :raises UsageError: no lab can have that name.
         :raises LabError: a lab of that name exists, or something failed; nothing is left then.
@@ -132,7 +134,7 @@ class Lab:
         _check_name(name)
         if cls.exists(name):
             raise _already_up(name)
-        specs = _machine_specs(storage, compute, ssd_gib)
+        specs = _machine_specs(storage, compute, ssds, ssd_gib)
         built = image.build(kernel, progress)
         state = {
             "kernel": built.version,
@@ -236,7 +238,7 @@ def _path(key: str, value: str) -> Any:
     return value if key == "version" else Path(value)
 
 
-def _machine_specs(storage: int, compute: int, ssd_gib: int) -> list[MachineSpec]:
+def _machine_specs(storage: int, compute: int, ssds: int, ssd_gib: int) -> list[MachineSpec]:
     """What the machines of a lab are made of.
 
     :raises LabError: more than there are addresses for.
@@ -247,7 +249,7 @@ def _machine_specs(storage: int, compute: int, ssd_gib: int) -> list[MachineSpec
             role=role,
             number=number,
             memory=MEMORY_MIB[role],
-            ssds=SSDS if role == STORAGE else 0,
+            ssds=ssds if role == STORAGE else 0,
             ssd_gib=ssd_gib,
         )
         for role, count in ((STORAGE, storage), (COMPUTE, compute))

@@ -47,7 +47,8 @@ def up(options: Namespace) -> int:
     """Make a lab; when that fails or is interrupted, nothing is left of it."""
     from lab.cluster import Lab
 
-    Preflight().check(_plan(Needs(options.storage, options.compute), options.kernel))
+    needs = Needs(options.storage, options.compute, ssds=options.ssds, ssd_gib=options.ssd_gib)
+    Preflight().check(_plan(needs, options.kernel))
     with interruptible():
         Lab.up(
             options.name,
@@ -55,6 +56,7 @@ def up(options: Namespace) -> int:
             compute=options.compute,
             progress=Progress(),
             kernel=options.kernel,
+            **needs.disks(),
         )
     return status(options)
 

@@ -46,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
     up = verbs.add_parser("up", parents=[named, kernel], help="make a lab and boot its machines")
     up.add_argument("--storage", type=_count, default=3, metavar="N", help="default: %(default)s")
     up.add_argument("--compute", type=_count, default=1, metavar="M", help="default: %(default)s")
+    up.add_argument("--ssds", type=_count, metavar="N", help="SSDs of a storage machine")
+    up.add_argument("--ssd-gib", type=_count, metavar="GIB", help="size of each, sparse")
     verbs.add_parser("status", parents=[named], help="show machines and services")
     verbs.add_parser("down", parents=[named], help="remove the lab and all that belongs to it")
     _add_machine_verbs(verbs, named)

@@ -29,7 +29,15 @@ class Labs(Protocol):
     def load(self, name: str) -> Lab: ...
 
     def up(
-        self, name: str, *, storage: int, compute: int, progress: Progress, kernel: str
+        self,
+        name: str,
+        *,
+        storage: int,
+        compute: int,
+        progress: Progress,
+        kernel: str,
+        ssds: int = ...,
+        ssd_gib: int = ...,
     ) -> Lab: ...
 
 
@@ -133,9 +141,9 @@ class Runner:
             lab = self._lab or self._labs.load(self._name)
             has = _machines(lab)
             enough = has.storage >= needs.storage and has.compute >= needs.compute
-            if enough and self._fit(lab):
+            if enough and _has_disks(lab, needs) and self._fit(lab):
                 return lab
-            needs = has.union(needs)
+            needs = needs.union(has)
             self._down()
         self._ours = True
         needs = needs.union(self._planned)
@@ -145,6 +153,7 @@ class Runner:
             compute=needs.compute,
             progress=self._progress,
             kernel=self._kernel,
+            **needs.disks(),
         )
 
     def _fit(self, lab: Lab) -> bool:
@@ -163,6 +172,15 @@ class Runner:
 def _machines(lab: Lab) -> Needs:
     roles = [machine.role for machine in lab.machines.values()]
     return Needs(roles.count("storage"), roles.count("compute"))
+
+
+def _has_disks(lab: Lab, needs: Needs) -> bool:
+    """Whether the storage machines have just the disks that are wanted."""
+    return all(
+        getattr(machine.spec, name) == value
+        for name, value in needs.disks().items()
+        for machine in lab.storage
+    )
 
 
 def summary(outcomes: Sequence[Outcome]) -> Table:

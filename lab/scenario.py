@@ -26,22 +26,38 @@ PACKAGE = "lab.scenarios"
 
 @dataclass(frozen=True)
 class Needs:
-    """What a scenario runs on: numbers of machines, and whether it starts OpenStack services."""
+    """What a scenario runs on: numbers of machines, and whether it starts OpenStack services.
+
+    ``ssds`` of ``ssd_gib`` GiB each for a storage machine; None: as many and as large as there are.
+    """
 
     storage: int = 3
     compute: int = 1
     openstack: bool = False
+    ssds: int | None = None
+    ssd_gib: int | None = None
 
     def union(self, other: Needs) -> Needs:
-        """What is enough for both."""
+        """What is enough for both; where they want other disks, these."""
         return Needs(
             max(self.storage, other.storage),
             max(self.compute, other.compute),
             self.openstack or other.openstack,
+            self.ssds or other.ssds,
+            self.ssd_gib or other.ssd_gib,
         )
+
+    def disks(self) -> dict[str, int]:
+        """What is wanted of the disks, by name."""
+        wanted = {"ssds": self.ssds, "ssd_gib": self.ssd_gib}
+        return {name: value for name, value in wanted.items() if value is not None}
 
     def __str__(self) -> str:
         text = f"{self.storage} storage, {self.compute} compute"
+        if self.ssds:
+            text += f", {self.ssds} SSDs"
+        if self.ssd_gib:
+            text += f", SSDs of {self.ssd_gib} GiB"
         return f"{text}, OpenStack" if self.openstack else text
 
 

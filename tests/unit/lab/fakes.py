@@ -158,6 +158,7 @@ class FakeLab:
         numbers += [("compute", i + 1) for i in range(compute)]
         machines = [FakeMachine(role, n, self.state_dir) for role, n in numbers]
         self.machines = {machine.name: machine for machine in machines}
+        self.storage = [machine for machine in machines if machine.role == "storage"]
         self.processes = SimpleNamespace(names=lambda: ["provisioner"], pid=lambda name: 42)
 
     def down(self):
@@ -190,13 +191,15 @@ class Labs:
         self.loaded.append(name)
         return self.found[name]
 
-    def up(self, name, *, storage, compute, progress, kernel):
-        self.events.append(f"up {name} {storage}+{compute}")
+    def up(self, name, *, storage, compute, progress, kernel, **disks):
+        self.events.append(" ".join([f"up {name} {storage}+{compute}", *map(str, disks.items())]))
         if self.broken:
             raise self.broken
         if name in self.found:
             raise LabError("already up")
         self.found[name] = FakeLab(self, name, storage, compute, kernel)
+        for machine in self.found[name].storage:
+            machine.spec = SimpleNamespace(**{"ssds": 2, "ssd_gib": 16, **disks})
         return self.found[name]
 
     def count(self):

@@ -185,3 +185,11 @@ def test_the_summary_has_a_line_for_each_scenario(runner, screen):
     assert "passed" in good
     assert "FAILED [odd] text" in bad
     assert "more" not in table
+
+
+def test_a_scenario_that_wants_other_disks_gets_a_lab_with_them(runner, labs, screen):
+    up(labs, screen)
+    small = scenario("small", Needs(1, 0, ssds=3, ssd_gib=2))
+    assert runner().run([small, scenario("any"), small])
+    assert labs.events == ["down t", "up t 3+1 ('ssds', 3) ('ssd_gib', 2)", "down t"]
+    assert str(small.needs) == "1 storage, 0 compute, 3 SSDs, SSDs of 2 GiB"
