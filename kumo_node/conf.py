@@ -205,6 +205,34 @@ OPTS = [
         help="Seconds between two looks at the state and the fill level of the pools. They are "
         "looked at each second while one is fuller than 'pool_warn_percent'.",
     ),
+    cfg.StrOpt(
+        "throttle",
+        default="auto",
+        choices=[
+            ("auto", "cap replicas when the kernel can; the node tells whether it does"),
+            ("off", "never cap; the io controller stays free for others"),
+            ("required", "do not start when the kernel cannot cap"),
+        ],
+        help="Whether the caps of storage classes (maxIOPSPerGB, maxBWPerGB) are kept on this "
+        "node. It mounts the blkio controller of control groups version 1 on /run/kumo/blkio, "
+        "which fails while a unit of systemd has an IO setting such as IOWeight, and makes such "
+        "settings ineffective on this host.",
+    ),
+    cfg.IntOpt(
+        "throttle_min_iops",
+        default=200,
+        min=0,
+        help="Lowest cap that is set, in operations per second in each direction; a lower one is "
+        "raised to it. A host whose queued commands take longer than 30 s resets its connection; "
+        "each 64 KiB (pool_chunk_kib) of a command count as one operation.",
+    ),
+    cfg.IntOpt(
+        "throttle_min_bw",
+        default=10240,
+        min=0,
+        help="Lowest cap that is set, in KB/s in each direction; a lower one is raised to it, for "
+        "the same reason.",
+    ),
 ]
 
 

@@ -23,6 +23,7 @@ from kumo_node.spec import (
     SnapshotRecord,
     Spec,
 )
+from kumo_node.throttle import Throttle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Context:
     kernel: Kernel
     locks: Locks
     portals: Sequence[NodePortal]
+    throttle: Throttle
 
     @property
     def persistent_id(self) -> str:

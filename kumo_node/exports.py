@@ -11,7 +11,9 @@ from oslo_log import log
 from kumo_client import errors
 from kumo_client.schemas.node import Export, ExportSpec
 from kumo_node.context import Context, host_lock, replica_lock
+from kumo_node.lvm import replica_name
 from kumo_node.spec import CREATING, DELETING, READY, Data, ExportRecord, export_key
+from kumo_node.throttle import Cap
 
 LOG = log.getLogger(__name__)
 # A name in configfs: no slash, and nothing that a shell or log would trip over.
@@ -106,6 +108,7 @@ class Exports:
             raise errors.BackendUnavailableError(
                 f"Replica {record.replica} is not active yet", node=self.ctx.persistent_id
             )
+        self._cap(record.replica)
         try:
             self.ctx.nvmet.apply(namespace)
         except OSError as error:
@@ -113,6 +116,14 @@ class Exports:
                 f"The NVMe target refused the export of replica {record.replica}: {error}",
                 node=self.ctx.persistent_id,
             ) from error
+
+    def _cap(self, replica: str) -> None:
+        record = self.ctx.spec.data.replicas[replica]
+        cap = self.ctx.throttle.wanted(record)
+        number = self.ctx.lvm_of(record).number(replica_name(replica))
+        # A volume that was just activated has none.
+        if cap != Cap() and number is not None:
+            self.ctx.throttle.apply(number, cap)
 
     def _commit(self, record: ExportRecord) -> ExportRecord:
         if record.state == READY:

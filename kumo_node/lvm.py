@@ -369,6 +369,14 @@ class Lvm:
         except FileNotFoundError:
             return False
 
+    def number(self, name: str) -> str | None:
+        """Number of the device of a volume as ``major:minor``; None when it is not active."""
+        device = os.path.basename(os.path.realpath(self.device(name)))
+        try:
+            return (self.sys_root / "class" / "block" / device / "dev").read_text().strip()
+        except OSError:
+            return None
+
     def block(self, name: str) -> tuple[int, int]:
         """Size in bytes and logical block size of an active volume, from sysfs.
 

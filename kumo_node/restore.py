@@ -130,7 +130,10 @@ class Finisher(Protocol):
     """Something that finds in the record, or in the kernel, what it has to finish."""
 
     def pending(self) -> Sequence[str]:
-        """Names of what is unfinished; a look without locks."""
+        """Names of what is unfinished; a look without locks.
+
+        :raises KumoError: it could not be looked at.
+        """
 
     def finish(self, what: str) -> None:
         """Finish or undo it, if that is still to be done.
@@ -277,7 +280,12 @@ class Restore:
 
     def _finish(self, finishers: Iterable[Finisher], problems: list[str]) -> None:
         for finisher in finishers:
-            for what in finisher.pending():
+            try:
+                waiting = finisher.pending()
+            except errors.KumoError as error:
+                problems.append(str(error))
+                continue
+            for what in waiting:
                 self._try(problems, finisher.finish, what)
 
     def _tell(self, problems: list[str]) -> None:

@@ -8,7 +8,13 @@ import os
 
 from oslo_config import cfg
 
-from kumo_client.schemas.node import ABILITY_ADOPT, ABILITY_REVERT, Inventory, NodeInfo
+from kumo_client.schemas.node import (
+    ABILITY_ADOPT,
+    ABILITY_LIMITS,
+    ABILITY_REVERT,
+    Inventory,
+    NodeInfo,
+)
 from kumo_node.adoption import Adoption
 from kumo_node.conf import parse_portals
 from kumo_node.context import Context
@@ -28,6 +34,7 @@ from kumo_node.restore import Restore
 from kumo_node.revert import Revert
 from kumo_node.snapshots import Snapshots
 from kumo_node.spec import READY, Spec
+from kumo_node.throttle import Throttle
 from kumo_node.verdict import Thresholds
 
 
@@ -45,6 +52,7 @@ class Node:
     :param executor: runs commands; the real one when None.
     :param root: directory that stands for ``/``, for tests.
     :param disks: looks at disks; the real one when None.
+    :param throttle: keeps caps; the real one when None.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class Node:
         root: str | os.PathLike[str] = "/",
         configfs: Configfs | None = None,
         disks: Disks | None = None,
+        throttle: Throttle | None = None,
     ) -> None:
         self.conf = conf
         self.version = version()
@@ -71,6 +80,7 @@ class Node:
             kernel=kernel,
             locks=Locks(conf.lock_timeout),
             portals=portals,
+            throttle=throttle or _throttle(conf, executor, root),
         )
         self.disks = disks or Disks(executor)
         self.exports = Exports(self.ctx)
@@ -99,6 +109,7 @@ class Node:
             ),
             Pace(conf.pool_interval, conf.smart_interval),
         )
+        self.restore.after += [self.caps]
         self.restore.before += [self.revert, self.adoption]
 
     def prepare(self) -> list[str]:
@@ -108,6 +119,7 @@ class Node:
         :raises KumoError: the node cannot serve at all.
         """
         self.ctx.kernel.load(self.ctx.portals)
+        self.ctx.throttle.prepare()
         self.ctx.kernel.hide_volumes(self.ctx.pools.naming.pattern())
         self.ctx.pools.prepare(self.disks, self.conf.disks, self.conf.wipe_disks)
         self.health.round()
@@ -151,7 +163,10 @@ class Node:
 
     def abilities(self) -> list[str]:
         """What this node can do beyond what every node can."""
-        return [ABILITY_REVERT, ABILITY_ADOPT]
+        found = [ABILITY_REVERT, ABILITY_ADOPT]
+        if self.ctx.throttle.works:
+            found.append(ABILITY_LIMITS)
+        return found
 
     def inventory(self) -> Inventory:
         """GET /v1/inventory: what was answered as done; nothing that is being made or removed."""
@@ -171,6 +186,16 @@ class Node:
                 if record.state == READY
             ],
         )
+
+
+def _throttle(conf: cfg.ConfigOpts, executor: Executor, root: str | os.PathLike[str]) -> Throttle:
+    return Throttle(
+        executor,
+        root,
+        mode=conf.throttle,
+        least_iops=conf.throttle_min_iops,
+        least_bw=conf.throttle_min_bw,
+    )
 
 
 def _pools(

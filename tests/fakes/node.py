@@ -6,6 +6,8 @@ import pathlib
 from kumo_node import conf
 from kumo_node.disks import Disks
 from kumo_node.service import Node
+from kumo_node.throttle import Throttle
+from tests.fakes.node_cgroup import FakeCgroup
 from tests.fakes.node_lvm import FakeHost
 from tests.fakes.node_nvmet import FakeNvmet
 
@@ -38,6 +40,7 @@ class FakeMachine:
         (self.root / "token").write_text(f"# tokens\n{TOKEN}\n")
         self.node = None
         self.time = 0.0
+        self.cgroup = FakeCgroup(self.host)
 
     def conf(self):
         text = "\n".join(f"{name} = {value}" for name, value in self.options.items())
@@ -51,12 +54,14 @@ class FakeMachine:
 
     def start_node(self):
         """The service, before it has done anything."""
+        options = self.conf()
         self.node = Node(
-            self.conf(),
+            options,
             executor=self.host,
             root=self.root,
             configfs=self.nvmet,
             disks=Disks(self.host, self.host.is_held),
+            throttle=self._throttle(options),
         )
         self.node.health.clock = lambda: self.time
         return self.node
@@ -64,6 +69,16 @@ class FakeMachine:
     def later(self, seconds=1000.0):
         """Time passes for the health of the node."""
         self.time += seconds
+
+    def _throttle(self, options):
+        return Throttle(
+            self.host,
+            self.root,
+            mode=options.throttle,
+            least_iops=options.throttle_min_iops,
+            least_bw=options.throttle_min_bw,
+            cgroup=self.cgroup.at,
+        )
 
     def kill(self):
         """The process is gone; the kernel keeps what it has."""

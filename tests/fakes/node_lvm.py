@@ -150,6 +150,9 @@ class FakeHost:
         path = self.root / "proc/sys/kernel/random/boot_id"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"{uuid.uuid4()}\n")
+        mounts = self.root / "proc/self/mounts"
+        mounts.parent.mkdir(parents=True, exist_ok=True)
+        mounts.write_text("cgroup2 /sys/fs/cgroup cgroup2 rw 0 0\n")
 
     def is_held(self, path):
         return self.disks[path].held
@@ -217,8 +220,24 @@ class FakeHost:
         return ""
 
     def _cmd_mount(self, args):
-        pathlib.Path(args[-1]).mkdir(parents=True, exist_ok=True)
+        path = pathlib.Path(args[-1])
+        path.mkdir(parents=True, exist_ok=True)
+        if args[1] == "cgroup":
+            where = f"/{path.relative_to(self.root)}"
+            with open(self.root / "proc/self/mounts", "a") as mounts:
+                mounts.write(f"{args[4]} {where} cgroup rw,relatime,{args[3]} 0 0\n")
         return ""
+
+    def _cmd_umount(self, args):
+        path = self.root / "proc/self/mounts"
+        where = f" /{pathlib.Path(args[0]).relative_to(self.root)} "
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if where not in line))
+        return ""
+
+    def _cmd_nsenter(self, args):
+        assert args[:2] == ["--mount=/proc/1/ns/mnt", "--"]
+        return getattr(self, f"_cmd_{args[2]}")(args[3:])
 
     def _cmd_udevadm(self, args):
         return ""
@@ -591,6 +610,7 @@ class FakeHost:
     def _show(self, lv):
         base = self.root / "sys/class/block" / f"dm-{lv.number}"
         (base / "queue").mkdir(parents=True, exist_ok=True)
+        (base / "dev").write_text(f"252:{lv.number}\n")
         (base / "size").write_text(f"{lv.bytes // 512}\n")
         (base / "queue/logical_block_size").write_text("512\n")
 

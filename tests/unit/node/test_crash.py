@@ -10,7 +10,7 @@ answered as done is lost, nothing of others has changed, and the same call succe
 import pytest
 
 from kumo_client.naming import GIB
-from kumo_client.schemas.node import AdoptSpec, ReleaseSpec, ReplicaSource, RevertSpec
+from kumo_client.schemas.node import AdoptSpec, Limits, ReleaseSpec, ReplicaSource, RevertSpec
 from kumo_node import restore
 from kumo_node.spec import READY, Spec
 from tests.fakes.node import FakeMachine
@@ -30,6 +30,7 @@ class Stopper:
     def __init__(self, machine, monkeypatch):
         self.count, self.at = 0, None
         machine.host.step = machine.nvmet.step = self.step
+        machine.cgroup.step = self.step
         write = Spec._write
 
         def stopped_write(spec, data):
@@ -109,6 +110,7 @@ VERBS = {
         lambda n: n.replicas.put(R1, replica()),
         lambda n: n.adoption.release(R1, ReleaseSpec(name="given")),
     ),
+    "limits": (exported, lambda n: n.caps.put(R1, Limits(max_iops=500, max_bw=40960))),
     "delete": (lambda n: n.replicas.put(R1, replica()), lambda n: n.replicas.delete(R1)),
 }
 
@@ -143,6 +145,9 @@ def check(machine):
         assert host.lv(f"r-{uuid}").bytes == record.bytes
         assert host.lv(f"r-{uuid}").active
     for record in data.exports.values():
+        replica_record = data.replicas[record.replica]
+        iops, bps = replica_record.max_iops, replica_record.max_bw * 1024
+        assert machine.cgroup.of(host.lv(f"r-{record.replica}")) == (iops, iops, bps, bps)
         key = (node.ctx.subsystem(record), record.nsid)
         assert machine.nvmet.sizes[key] == data.replicas[record.replica].bytes
     assert set(machine.nvmet.names("subsystems")) == {
@@ -234,7 +239,9 @@ def test_a_stop_while_the_disks_are_taken(tmp_path, monkeypatch, layout):
 
 
 @pytest.mark.parametrize("how", ["lost", "hang"])
-@pytest.mark.parametrize("verb", [name for name in VERBS if "export" not in name])
+@pytest.mark.parametrize(
+    "verb", [name for name in VERBS if "export" not in name and name != "limits"]
+)
 def test_a_command_whose_outcome_is_unknown(tmp_path, verb, how):
     """The call fails as transient; repeated, it succeeds; given up, it is undone or finished."""
     for repeat in (True, False):
