@@ -168,7 +168,10 @@ class Volume(Base):
     """
 
     __tablename__ = "volumes"
-    __table_args__ = (UniqueConstraint("tenant_id", "alias"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "alias"),
+        Index("ix_volumes_tenant_uuid", "tenant_id", "uuid"),
+    )
     uuid: Mapped[str] = mapped_column(String(36), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(String(255), default="0")
     alias: Mapped[str] = mapped_column(String(255))
@@ -248,7 +251,10 @@ class Snapshot(Base):
     """
 
     __tablename__ = "snapshots"
-    __table_args__ = (UniqueConstraint("tenant_id", "alias"),)
+    __table_args__ = (
+        UniqueConstraint("tenant_id", "alias"),
+        Index("ix_snapshots_tenant_uuid", "tenant_id", "uuid"),
+    )
     uuid: Mapped[str] = mapped_column(String(36), primary_key=True)
     tenant_id: Mapped[str] = mapped_column(String(255), default="0")
     alias: Mapped[str] = mapped_column(String(255))

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic import AfterValidator, TypeAdapter
 
 from kumo_client.schemas.common import StatusAnswer, WireModel
 from kumo_client.schemas.tenant import DEFAULT_TENANT
 from kumo_provisioner import auth
 from kumo_provisioner.core import Core
-from kumo_provisioner.services import tenants
+from kumo_provisioner.services import paging, tenants
+
+W = TypeVar("W", bound=WireModel)
 
 ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
     code: {"model": StatusAnswer, "description": text}
@@ -64,11 +69,44 @@ TenantArg = Annotated[str, Depends(_tenant)]
 # The tenant whose objects the caller may see; None for all.
 ReaderArg = Annotated[str | None, Depends(_reader)]
 IdPath = Annotated[str, Path(max_length=512)]
+LimitArg = Annotated[int | None, Query(ge=1, le=paging.LIMIT_MAX)]
+AfterArg = Annotated[
+    str,
+    Query(max_length=36, pattern="^([0-9A-Fa-f-]{36})?$"),
+    AfterValidator(str.lower),
+]
 
 
 def dump(items: Sequence[WireModel]) -> list[dict[str, Any]]:
     """Objects with every field: existing clients read an absent one as the text "N/A"."""
     return [item.model_dump(by_alias=True, mode="json") for item in items]
+
+
+def streamed(cls: type[W], chunks: Iterator[list[W]]) -> Response:
+    """A list of objects as an answer that is made while it is sent, so that a long one needs
+    little memory. What fails in the first chunk is an error answer; later it cuts the answer off.
+    """
+    adapter = TypeAdapter(list[cls])  # type: ignore[valid-type]
+
+    def text(chunk: list[W]) -> bytes:
+        return adapter.dump_json(chunk, by_alias=True)[1:-1]
+
+    first, second = next(chunks, []), next(chunks, None)
+    if second is None:
+        return Response(b"[" + text(first) + b"]", media_type="application/json")
+    more = itertools.chain([second], chunks)
+
+    def parts() -> Iterator[bytes]:
+        told = text(first)
+        yield b"[" + told
+        for chunk in more:
+            # A chunk may be empty when all of it was deleted meanwhile.
+            if chunk:
+                yield (b"," if told else b"") + text(chunk)
+                told = b"some"
+        yield b"]"
+
+    return StreamingResponse(parts(), media_type="application/json")
 
 
 def router(tag: str) -> APIRouter:

@@ -6,7 +6,17 @@ from typing import Any
 from kumo_client.schemas import snapshot as wire
 from kumo_client.schemas.common import StatusAnswer
 from kumo_provisioner.edge import success
-from kumo_provisioner.routes.common import CoreArg, IdPath, TenantArg, both, dump, router
+from kumo_provisioner.routes.common import (
+    AfterArg,
+    CoreArg,
+    IdPath,
+    LimitArg,
+    TenantArg,
+    both,
+    dump,
+    router,
+    streamed,
+)
 from kumo_provisioner.services import snapshots
 
 routes = router("snapshots")
@@ -20,9 +30,10 @@ def create(core: CoreArg, tenant: TenantArg, body: wire.SnapshotCreate) -> Any:
 
 
 @both(routes, "GET", "/snapshots", response_model=MANY)
-def list_all(core: CoreArg, tenant: TenantArg) -> Any:
-    """All snapshots."""
-    return dump(snapshots.list_all(core, tenant))
+def list_all(core: CoreArg, tenant: TenantArg, limit: LimitArg = None, after: AfterArg = "") -> Any:
+    """All snapshots, oldest first; with ``limit`` that many in the order of their uuids, those
+    after the uuid ``after``."""
+    return streamed(wire.Snapshot, snapshots.listed(core, tenant, limit, after))
 
 
 @both(routes, "GET", "/snapshots/{id}", response_model=MANY)

@@ -3,25 +3,49 @@
 
 from typing import Any
 
+from kumo_client import request_id
 from kumo_client.schemas import volume as wire
 from kumo_client.schemas.common import StatusAnswer
 from kumo_provisioner.edge import success
-from kumo_provisioner.routes.common import CoreArg, IdPath, TenantArg, both, dump, router
+from kumo_provisioner.routes.common import (
+    AfterArg,
+    CoreArg,
+    IdPath,
+    LimitArg,
+    TenantArg,
+    both,
+    dump,
+    router,
+    streamed,
+)
 from kumo_provisioner.services import snapshots, volumes
 
 routes = router("volumes")
 
 
 @both(routes, "POST", "/volumes", response_model=None)
-def create(core: CoreArg, tenant: TenantArg, body: wire.VolumeCreate) -> Any:
-    """Create a volume. When this answers Success, it can be published."""
+def create(
+    core: CoreArg,
+    tenant: TenantArg,
+    body: wire.VolumeCreate,
+    dryRun: bool = False,  # noqa: N803 - the name on the wire
+) -> Any:
+    """Create a volume. When this answers Success, it can be published.
+
+    With ``dryRun`` nothing is made; the answer tells where it would go, and why.
+    """
+    if dryRun:
+        return dump([volumes.plan(core, tenant, body)])[0] | {
+            "requestId": request_id.current() or ""
+        }
     return success(uuid=volumes.create(core, tenant, body))
 
 
 @both(routes, "GET", "/volumes", response_model=list[wire.Volume])
-def list_all(core: CoreArg, tenant: TenantArg) -> Any:
-    """All volumes."""
-    return dump(volumes.list_all(core, tenant))
+def list_all(core: CoreArg, tenant: TenantArg, limit: LimitArg = None, after: AfterArg = "") -> Any:
+    """All volumes, oldest first; with ``limit`` that many in the order of their uuids, those after
+    the uuid ``after``."""
+    return streamed(wire.Volume, volumes.listed(core, tenant, limit, after))
 
 
 @both(routes, "GET", "/volumes/{uuid}", response_model=list[wire.Volume])

@@ -21,7 +21,7 @@ from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Call
 from kumo_provisioner.placement import Ask
-from kumo_provisioner.services import building, placing, volumes
+from kumo_provisioner.services import building, placing, tenants, volumes
 from kumo_provisioner.services.placing import Growth
 
 
@@ -108,6 +108,7 @@ def place(
             )
         calls[replica.uuid] = building.put_replica(backend, replica.uuid, spec)
     session.add(row)
+    tenants.take(session, row)
     return calls
 
 

@@ -25,7 +25,7 @@ from kumo_provisioner import settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
-from kumo_provisioner.services import building, capacity, placing
+from kumo_provisioner.services import building, capacity, placing, tenants
 from kumo_provisioner.services.placing import Growth
 
 LOG = log.getLogger(__name__)
@@ -74,6 +74,7 @@ def intend(core: Core, session: Session, row: models.Volume, gib: int) -> None:
             sold_iops=iops,
             sold_bw=bw,
         )
+    tenants.exchange(session, row.tenant_id, tenants.use(row), tenants.use(row, gib))
     row.wanted_capacity = gib
     settling.add(row, settling.EXTEND)
 
@@ -196,6 +197,8 @@ def _may_still_succeed(outcome: Outcome[Any]) -> bool:
 
 def _give_up(core: Core, session: Session, row: models.Volume) -> None:
     """Drop the wish; a replica that has grown keeps its size and its charge."""
+    after = tenants.use(row, row.capacity)
+    tenants.exchange(session, row.tenant_id, tenants.use(row), after)
     row.wanted_capacity = row.capacity
     settling.drop(row, settling.EXTEND)
     for replica, iops, bw in _guarantees(row, row.capacity):

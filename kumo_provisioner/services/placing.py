@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import uuid as uuidlib
 from collections.abc import Iterable
-from typing import NamedTuple, cast
+from typing import NamedTuple
 
 from oslo_config import cfg
-from sqlalchemy import Integer, Table, select, type_coerce
 from sqlalchemy.orm import Session
 
 from kumo_client import errors, naming
@@ -18,42 +17,10 @@ from kumo_provisioner import placement
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.placement import Ask, Candidate, Refusal, Rules, Verdict
-from kumo_provisioner.services import building, capacity
+from kumo_provisioner.services import building, capacity, shortlist
 
-_NODE = cast(Table, models.Backend.__table__).c
-_POOL = cast(Table, models.Pool.__table__).c
-# In the order of the fields of Candidate. Flags as numbers: converting them takes as long as the
-# rest of a row, and there are thousands of rows.
-_COLUMNS = (
-    _NODE.persistent_id,
-    _POOL.name,
-    _NODE.name,
-    _NODE.state,
-    _NODE.mode,
-    type_coerce(_NODE.cordoned, Integer),
-    _NODE.rack,
-    _NODE.zone,
-    _NODE.region,
-    _NODE.max_iops,
-    _NODE.max_bw,
-    _NODE.sold_iops,
-    _NODE.sold_bw,
-    _POOL.state,
-    type_coerce(_POOL.spans, Integer),
-    _POOL.total_bytes,
-    _POOL.used_bytes,
-    _POOL.charged_bytes,
-    capacity.MAX_IOPS,
-    capacity.MAX_BW,
-    _POOL.sold_iops,
-    _POOL.sold_bw,
-    _POOL.iops,
-    _POOL.bw,
-    _POOL.used_at,
-)
-_QUERY = select(*_COLUMNS).select_from(
-    cast(Table, models.Pool.__table__).join(cast(Table, models.Backend.__table__))
-)
+# Weights of placement and of the database may differ by what rounding does.
+ROUNDING = 1e-9
 
 
 def rules(conf: cfg.ConfigOpts) -> Rules:
@@ -67,12 +34,6 @@ def rules(conf: cfg.ConfigOpts) -> Rules:
         guarantees=chosen.guarantee_weight,
         use=chosen.use_weight,
     )
-
-
-def candidates(session: Session, backend_id: str | None = None) -> list[Candidate]:
-    """All pools of all nodes, or of one, as placement sees them."""
-    query = _QUERY if backend_id is None else _QUERY.where(_NODE.persistent_id == backend_id)
-    return list(map(Candidate._make, session.connection().execute(query)))
 
 
 def ask_for(
@@ -102,13 +63,28 @@ def ask_for(
     )
 
 
+def verdicts(core: Core, session: Session, ask: Ask) -> list[Verdict]:
+    """What placement says of every pool, nothing recorded."""
+    return placement.verdicts(shortlist.candidates(session), ask, rules(core.conf))
+
+
 def choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
     """Pools for new replicas, on different nodes. Charge them with :func:`add_replica` in the same
     transaction, run by :func:`capacity.retried`.
 
     :raises NoSpaceError: naming the filter that refused each node.
     """
-    return placement.place(candidates(session), ask, rules(core.conf))
+    chosen_rules = rules(core.conf)
+    some, cut = shortlist.best(session, ask, chosen_rules)
+    try:
+        found = placement.place(some, ask, chosen_rules)
+    except errors.NoSpaceError:
+        # The whole fleet may have more, and the refusal has to name all of it.
+        return placement.place(shortlist.candidates(session), ask, chosen_rules)
+    last = max(placement.weight(one, ask, chosen_rules) for one in found)
+    if cut is not None and last > cut + ROUNDING:
+        return placement.place(shortlist.candidates(session), ask, chosen_rules)
+    return found
 
 
 def add_replica(
@@ -174,7 +150,8 @@ def refuse_growth(session: Session, wanted: Iterable[Growth]) -> None:
     for more in wanted:
         node = more.backend
         building.need_available(node)
-        known = [one for one in candidates(session, node.persistent_id) if one.pool == more.pool]
+        pools = shortlist.candidates(session, [node.persistent_id])
+        known = [one for one in pools if one.pool == more.pool]
         refusal = Refusal("pool-state", "the node has no such pool")
         if known:
             found = placement.growing(known[0], Ask(1, more.size, more.iops, more.bw))

@@ -20,7 +20,7 @@ from kumo_client.schemas.backend import UNAVAILABLE
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call
-from kumo_provisioner.services import capacity
+from kumo_provisioner.services import capacity, tenants
 
 LOG = log.getLogger(__name__)
 
@@ -30,6 +30,7 @@ def retire_volume(session: Session, volume: models.Volume) -> list[str]:
     for replica in sorted(volume.replicas, key=lambda one: one.backend_id):
         session.add(capacity.retire(session, models.REPLICA, replica))
     uuids = [replica.uuid for replica in volume.replicas]
+    tenants.give_back(session, volume)
     session.delete(volume)
     session.flush()
     return uuids

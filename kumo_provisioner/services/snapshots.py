@@ -10,7 +10,7 @@ it has one part, and the other legs of such a volume are filled by its host (:mo
 from __future__ import annotations
 
 import uuid as uuidlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from oslo_log import log
@@ -32,6 +32,7 @@ from kumo_provisioner.services import (
     copies,
     events,
     holding,
+    paging,
     placing,
     removals,
     view,
@@ -60,6 +61,18 @@ def list_all(core: Core, tenant: str, **where: str) -> list[wire.Snapshot]:
     """All snapshots of a tenant, oldest first; ``where`` gives columns that must be equal."""
     with core.db.read() as session:
         return [view.snapshot(row) for row in _rows(session, tenant, **where)]
+
+
+def listed(
+    core: Core, tenant: str, limit: int | None = None, after: str = ""
+) -> Iterator[list[wire.Snapshot]]:
+    """Snapshots of a tenant in chunks: all, or one page (see :mod:`.paging`)."""
+    parts = [selectinload(models.Snapshot.parts)]
+    if limit is None:
+        return paging.everything(core, models.Snapshot, view.snapshot, parts, tenant=tenant)
+    return paging.page(
+        core, models.Snapshot, view.snapshot, parts, tenant=tenant, limit=limit, after=after
+    )
 
 
 def get(core: Core, tenant: str, uuid: str) -> list[wire.Snapshot]:

@@ -249,6 +249,21 @@ def take(session: Session, row: models.Volume) -> None:
     charge(session, row.tenant_id, **use(row))
 
 
+def refuse(session: Session, row: models.Volume) -> None:
+    """Make sure that the tenant of a volume that is only thought of could pay for it.
+
+    :raises OverBudgetError: when its budget has not that much left.
+    """
+    tenant = session.get(models.Tenant, row.tenant_id)
+    if tenant is None:
+        return
+    amounts = dict(zip((used for _, used, _ in BUDGETS), use(row).values(), strict=True))
+    for budget, used, _ in BUDGETS:
+        limit = getattr(tenant, budget)
+        if limit and amounts[used] > 0 and getattr(tenant, used) + amounts[used] > limit:
+            raise _over(session, row.tenant_id, amounts)
+
+
 def give_back(session: Session, row: models.Volume) -> None:
     """Give back what a volume that goes has taken."""
     charge(session, row.tenant_id, **{name: -amount for name, amount in use(row).items()})

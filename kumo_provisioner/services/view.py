@@ -17,6 +17,7 @@ from kumo_client.schemas import snapshot as wire_snapshot
 from kumo_client.schemas import volume as wire_volume
 from kumo_client.schemas.common import Portal
 from kumo_client.schemas.node import Ssd
+from kumo_provisioner import placement
 from kumo_provisioner.core import now_ms
 from kumo_provisioner.db import models
 
@@ -94,6 +95,18 @@ def pool(row: models.Pool) -> wire_backend.BackendPool:
         iops=row.iops,
         bw=row.bw,
         ssds=[Ssd.model_validate(one) for one in row.ssds],
+    )
+
+
+def verdict(one: placement.Verdict) -> wire_volume.NodeVerdict:
+    return wire_volume.NodeVerdict(
+        backend_id=one.backend_id,
+        backend_name=one.name,
+        pool=one.pool,
+        refused_by=one.refused_by,
+        reason=one.reason,
+        weight=round(one.weight, 4),
+        chosen=one.chosen,
     )
 
 

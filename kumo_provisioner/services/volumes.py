@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import uuid as uuidlib
+from collections.abc import Iterator
 from typing import Any
 
 from oslo_log import log
@@ -20,8 +21,10 @@ from kumo_provisioner.services import (
     capacity,
     extending,
     guards,
+    paging,
     placing,
     removals,
+    tenants,
     view,
 )
 
@@ -53,6 +56,23 @@ def list_all(core: Core, tenant: str, **where: str) -> list[wire.Volume]:
     )
     with core.db.read() as session:
         return [view.volume(row) for row in session.scalars(query)]
+
+
+def listed(
+    core: Core, tenant: str, limit: int | None = None, after: str = ""
+) -> Iterator[list[wire.Volume]]:
+    """Volumes of a tenant in chunks: all, or one page (see :mod:`.paging`)."""
+    if limit is None:
+        return paging.everything(core, models.Volume, view.volume, view.WHOLE_VOLUME, tenant=tenant)
+    return paging.page(
+        core,
+        models.Volume,
+        view.volume,
+        view.WHOLE_VOLUME,
+        tenant=tenant,
+        limit=limit,
+        after=after,
+    )
 
 
 def get(core: Core, tenant: str, uuid: str) -> list[wire.Volume]:
@@ -93,6 +113,26 @@ def create(core: Core, tenant: str, request: wire.VolumeCreate) -> str:
     return uuid
 
 
+def plan(core: Core, tenant: str, request: wire.VolumeCreate) -> wire.PlacementAnswer:
+    """Where a volume would go, and why. Nothing is recorded.
+
+    :raises AlreadyExistsError: when the uuid or the alias is taken.
+    :raises OverBudgetError: when the budget of its tenant has not that much left.
+    """
+    volume = _row(tenant, request.uuid or str(uuidlib.uuid4()), request)
+    with core.db.read() as session:
+        _refuse_known(session, tenant, volume.uuid, volume.alias)
+        tenants.refuse(session, volume)
+        ask = placing.ask_for(core, volume)
+        found = placing.verdicts(core, session, ask)
+        answer = wire.PlacementAnswer(nodes=[view.verdict(one) for one in found])
+        try:
+            placing.choose(core, session, ask)
+        except errors.NoSpaceError as exc:
+            answer.status, answer.description = exc.code, exc.description
+    return answer
+
+
 def _intend(
     core: Core, session: Session, tenant: str, uuid: str, request: wire.VolumeCreate
 ) -> tuple[models.Volume, dict[str, Call[Any]]]:
@@ -100,6 +140,7 @@ def _intend(
     volume = _row(tenant, uuid, request)
     calls = _place(core, session, volume)
     session.add(volume)
+    tenants.take(session, volume)
     return volume, calls
 
 
@@ -114,7 +155,12 @@ def make_room(session: Session, tenant: str, uuid: str, alias: str) -> None:
     row = session.get(models.Volume, uuid)
     if row is not None and row.status == models.CREATING:
         removals.retire_volume(session, row)
-    elif row is not None:
+    _refuse_known(session, tenant, uuid, alias)
+
+
+def _refuse_known(session: Session, tenant: str, uuid: str, alias: str) -> None:
+    row = session.get(models.Volume, uuid)
+    if row is not None and row.status != models.CREATING:
         raise errors.AlreadyExistsError(f"volume {uuid} exists already", volume=uuid)
     query = select(models.Volume.uuid).filter_by(tenant_id=tenant, alias=alias)
     taken = session.scalar(query)

@@ -135,6 +135,8 @@ def _add_columns() -> None:
             batch.alter_column(name, existing_type=sa.JSON(), nullable=False)
     for table, name in INDEXES:
         op.create_index(f"ix_{table}_{name}", table, [name])
+    for table in ("volumes", "snapshots"):
+        op.create_index(f"ix_{table}_tenant_uuid", table, ["tenant_id", "uuid"])
 
 
 def _pools() -> None:
