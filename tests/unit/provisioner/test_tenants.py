@@ -7,8 +7,10 @@ import pytest
 
 from kumo_client import errors
 from kumo_client.schemas.tenant import TenantWrite
+from kumo_client.schemas.volume import CloneCreate
 from kumo_provisioner.db import models
-from kumo_provisioner.services import tenants
+from kumo_provisioner.services import snapshots, tenants, volumes
+from tests.unit.provisioner.conftest import volume
 from tests.unit.provisioner.stories import rows
 
 
@@ -151,3 +153,33 @@ def test_callers_at_once_never_overspend(core):
     assert len(granted) + len(refused) == 8
     # Whoever was refused last could not have been served from what is left.
     assert sum(granted) + refused[-1] > 20
+
+
+def test_what_a_volume_takes_over_its_life(core, three):
+    """Create, copy, extend, give up and delete leave the budget as the volumes are."""
+    made(core, capacity=12, total_iops=100)
+    asked = {"desired_iops_per_gb": 0}
+    uid = volumes.create(core, "red", volume("a", 2, 2, asked=asked))
+    assert used(core) == (4, 0, 0)
+    with pytest.raises(errors.OverBudgetError):
+        volumes.create(core, "red", volume("big", 5, 2))
+    clone = CloneCreate(source_volume_id=uid, alias="clone")
+    copy = snapshots.clone(core, "red", clone)
+    assert used(core) == (8, 0, 0)
+    with pytest.raises(errors.OverBudgetError):
+        volumes.extend(core, "red", uid, 5)
+    volumes.extend(core, "red", uid, 4)
+    assert used(core) == (12, 0, 0)
+    with pytest.raises(errors.OverBudgetError):
+        snapshots.clone(core, "red", clone.model_copy(update={"alias": "another"}))
+    volumes.delete(core, "red", copy)
+    assert used(core) == (8, 0, 0)
+    core.nodes.faults = {(port, "put_replica"): "lost request" for port in core.nodes.models}
+    with pytest.raises(errors.BackendUnavailableError):
+        volumes.create(core, "red", volume("b", 1, 1))
+    core.nodes.faults.clear()
+    assert used(core) == (8, 0, 0)
+    with core.db.write() as session:
+        assert not tenants.recount(session, "red")
+    volumes.delete(core, "red", uid)
+    assert used(core) == (0, 0, 0)
