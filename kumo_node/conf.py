@@ -233,6 +233,52 @@ OPTS = [
         help="Lowest cap that is set, in KB/s in each direction; a lower one is raised to it, for "
         "the same reason.",
     ),
+    cfg.ListOpt(
+        "disk_iops",
+        default=[],
+        help="Operations per second that disks deliver, as PATH=NUMBER with paths of 'disks', or a "
+        "number for all of them. It wins over what 'kumo-node calibrate' measured. Guarantees "
+        "(desiredIOPSPerGB) are sold up to it; when neither is known, none can be given.",
+    ),
+    cfg.ListOpt(
+        "disk_bw",
+        default=[],
+        help="KB/s that disks deliver, in the same form.",
+    ),
+    cfg.IntOpt(
+        "usage_interval",
+        default=10,
+        min=1,
+        help="Seconds between two looks at how busy the disks are.",
+    ),
+    cfg.IntOpt(
+        "usage_window",
+        default=300,
+        min=10,
+        help="Seconds over which the use of the disks is told as a mean.",
+    ),
+    cfg.ListOpt(
+        "provisioner_urls",
+        default=[],
+        help="URLs of the provisioner's instances, https://NAME:PORT, to which this node tells how "
+        "it is. Empty: it is only asked.",
+    ),
+    cfg.StrOpt(
+        "provisioner_token_file",
+        help="File with the provisioner's token of role 'node' ('kumo-provisioner init' makes it "
+        "as heartbeat.token). It may be replaced while the daemon runs.",
+    ),
+    cfg.StrOpt(
+        "provisioner_ca_file",
+        help="PEM file with the CA of the provisioner's certificate. Unset: the system's.",
+    ),
+    cfg.IntOpt(
+        "heartbeat_interval",
+        default=10,
+        min=1,
+        help="Seconds between two heartbeats; one is sent at once when a pool, a disk or a problem "
+        "has changed.",
+    ),
 ]
 
 

@@ -16,7 +16,7 @@ from oslo_config import cfg
 from oslo_log import log
 
 from kumo_client import errors
-from kumo_node import app, conf, kernel
+from kumo_node import app, conf, heartbeat, kernel
 from kumo_node.auth import Tokens
 from kumo_node.service import Node, version
 from kumo_node.spec import LAYOUT_DISK
@@ -58,6 +58,7 @@ def serve(options: cfg.ConfigOpts) -> None:
         for problem in node.prepare():
             LOG.warning("Not restored yet: %s", problem)
         node.start()
+        _begin_heartbeats(node, options)
         config = uvicorn.Config(
             app.make(node, tokens),
             host=options.listen_address,
@@ -77,6 +78,17 @@ def serve(options: cfg.ConfigOpts) -> None:
         Server(config).run()
     finally:
         node.close()
+
+
+def _begin_heartbeats(node: Node, options: cfg.ConfigOpts) -> None:
+    try:
+        provisioner = heartbeat.receiver(options, node.version)
+    except errors.KumoError as error:
+        # The volumes of this node are worth more than its heartbeats.
+        LOG.error("No heartbeats: %s", error.description)
+        return
+    if provisioner is not None:
+        node.tell(provisioner)
 
 
 def _end(_number: int, _frame: FrameType | None) -> None:
@@ -100,6 +112,7 @@ def check(options: cfg.ConfigOpts) -> list[str]:
 
     attempt(lambda: check_tls(options))
     attempt(lambda: Tokens(options.token_file))
+    attempt(lambda: heartbeat.receiver(options, version()))
     nodes: list[Node] = []
     if attempt(lambda: nodes.append(Node(options))):
         node = nodes[0]

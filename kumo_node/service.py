@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 
@@ -15,6 +16,7 @@ from kumo_client.schemas.node import (
     Inventory,
     NodeInfo,
 )
+from kumo_client.schemas.node import Pool as WirePool
 from kumo_node.adoption import Adoption
 from kumo_node.conf import parse_portals
 from kumo_node.context import Context
@@ -22,19 +24,23 @@ from kumo_node.disks import Disks
 from kumo_node.executor import Executor, SubprocessExecutor
 from kumo_node.exports import Exports
 from kumo_node.health import Health, Pace
+from kumo_node.heartbeat import Heartbeats, Receiver
 from kumo_node.kernel import Kernel
 from kumo_node.limits import Caps
 from kumo_node.locks import Locks
 from kumo_node.lvm import Lvm
 from kumo_node.nvmet import Configfs, Nvmet
-from kumo_node.pool import Limits
+from kumo_node.pool import Limits, Pool
 from kumo_node.pools import Naming, Pools
+from kumo_node.rates import Rates
+from kumo_node.rates import parse as parse_rates
 from kumo_node.replicas import Replicas
 from kumo_node.restore import Restore
 from kumo_node.revert import Revert
 from kumo_node.snapshots import Snapshots
 from kumo_node.spec import READY, Spec
 from kumo_node.throttle import Throttle
+from kumo_node.usage import Usage
 from kumo_node.verdict import Thresholds
 
 
@@ -109,6 +115,16 @@ class Node:
             ),
             Pace(conf.pool_interval, conf.smart_interval),
         )
+        self.usage = Usage(
+            self.ctx.pools,
+            os.path.join(root, "sys"),
+            window=conf.usage_window,
+            interval=conf.usage_interval,
+        )
+        self.rates = Rates(
+            parse_rates("disk_iops", conf.disk_iops), parse_rates("disk_bw", conf.disk_bw)
+        )
+        self.heartbeats: Heartbeats | None = None
         self.restore.after += [self.caps]
         self.restore.before += [self.revert, self.adoption]
 
@@ -129,6 +145,13 @@ class Node:
         """Begin to watch and to restore; :meth:`prepare` went before."""
         self.restore.start()
         self.health.start()
+        self.usage.start()
+
+    def tell(self, provisioner: Receiver) -> None:
+        """Begin to send heartbeats."""
+        self.heartbeats = Heartbeats(provisioner, self.info, interval=self.conf.heartbeat_interval)
+        self.health.observers.append(self.heartbeats.hurry)
+        self.heartbeats.start()
 
     def problems(self) -> list[str]:
         """What is wrong with this node, one sentence each."""
@@ -137,13 +160,16 @@ class Node:
 
     def close(self) -> None:
         """Stop the loop and let another process have the record."""
+        if self.heartbeats is not None:
+            self.heartbeats.stop()
+        self.usage.stop()
         self.health.stop()
         self.restore.stop()
         self.ctx.spec.close()
 
     def info(self) -> NodeInfo:
         """GET /v1/info."""
-        pools = {pool.name: pool.wire() for pool in self.ctx.pools.values()}
+        pools = [self._pool(pool) for pool in self.ctx.pools.values()]
         return NodeInfo(
             persistent_id=self.ctx.persistent_id,
             name=self.ctx.name,
@@ -151,14 +177,25 @@ class Node:
             boot_id=self.ctx.kernel.boot_id(),
             kernel=self.ctx.kernel.release(),
             portals=[portal.wire() for portal in self.ctx.portals],
-            pools=[
-                wire.model_copy(update={"ssds": self.health.ssds(self.ctx.pools[name])})
-                for name, wire in pools.items()
-                if wire is not None
-            ],
+            pools=[pool for pool in pools if pool is not None],
             problems=self.problems(),
             generation=self.ctx.spec.data.generation,
             abilities=self.abilities(),
+        )
+
+    def _pool(self, pool: Pool) -> WirePool | None:
+        wire = pool.wire()
+        if wire is None:
+            return None
+        use = self.usage.of(pool.name)
+        max_iops, max_bw = self.rates.of(pool, self.ctx.spec.data)
+        return wire.model_copy(
+            update={
+                "ssds": self.health.ssds(pool),
+                "max_iops": max_iops,
+                "max_bw": max_bw,
+                **dataclasses.asdict(use),
+            }
         )
 
     def abilities(self) -> list[str]:

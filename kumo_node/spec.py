@@ -124,6 +124,20 @@ class PoolRecord(BaseModel):
     bytes: int = 0
 
 
+class MeasuredRecord(BaseModel):
+    """What a pool was measured to deliver: operations and KB per second; ``at``: Unix time.
+
+    ``how``: ``scratch`` or ``read-only``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    iops: int
+    bw: int
+    how: str = ""
+    at: int = 0
+
+
 class Data(BaseModel):
     """The whole file. ``hosts``: host NQNs whose directory in nvmet was made by this node.
 
@@ -142,6 +156,7 @@ class Data(BaseModel):
     replicas: dict[str, ReplicaRecord] = {}
     snapshots: dict[str, SnapshotRecord] = {}
     exports: dict[str, ExportRecord] = {}
+    measured: dict[str, MeasuredRecord] = {}
     hosts: list[str] = []
 
     def exports_of(self, replica: str) -> list[ExportRecord]:
@@ -150,9 +165,16 @@ class Data(BaseModel):
     def branch(self) -> Data:
         """A copy that can be changed without changing this one; the records are shared."""
         new = copy.copy(self)
-        for name in ("disks", "pools", "replicas", "snapshots", "exports", "hosts"):
+        for name in _BRANCHED:
             setattr(new, name, copy.copy(getattr(self, name)))
         return new
+
+
+_BRANCHED = tuple(
+    name
+    for name in Data.model_fields
+    if name not in ("format", "generation", "persistent_id", "layout")
+)
 
 
 def export_key(replica: str, host_nqn: str) -> str:

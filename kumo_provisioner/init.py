@@ -73,7 +73,8 @@ def run(arguments: argparse.Namespace) -> None:
     for name in arguments.node:
         print(
             f"On node {name}: copy nodes/{name}.conf to /etc/kumo/node.conf, nodes/{name}.pem to "
-            "/etc/kumo/node.pem, node.token to /etc/kumo/node.token; then set disks and portals."
+            "/etc/kumo/node.pem, and node.token, heartbeat.token and ca.pem to /etc/kumo; then set "
+            "disks and portals."
         )
 
 
@@ -105,7 +106,8 @@ def make(
     _keep(directory / "client.env", _client_env(directory, f"https://{url_host}:{port}"))
     for name in nodes:
         authority.certify(directory / "nodes" / f"{name}.pem", [name])
-        _keep(directory / "nodes" / f"{name}.conf", _node_conf(name))
+        url = f"https://{url_host}:{port}"
+        _keep(directory / "nodes" / f"{name}.conf", _node_conf(name, url))
 
 
 class Authority:
@@ -255,12 +257,15 @@ export KUMO_CA_FILE={directory}/ca.pem
 """
 
 
-def _node_conf(name: str) -> str:
+def _node_conf(name: str, url: str) -> str:
     return f"""[DEFAULT]
 hostname = {name}
 listen_port = 443
 tls_cert_file = /etc/kumo/node.pem
 token_file = /etc/kumo/node.token
+provisioner_urls = {url}
+provisioner_token_file = /etc/kumo/heartbeat.token
+provisioner_ca_file = /etc/kumo/ca.pem
 # The disks given to Kumo, best by their names in /dev/disk/by-id, separated by commas.
 disks =
 # Where hosts reach the volumes, for example tcp://192.0.2.11:4420

@@ -124,7 +124,10 @@ class ControlPlane:
         return {
             "/etc/kumo/node.conf": (text.encode(), 0o600),
             "/etc/kumo/node.pem": ((made / f"{machine.address}.pem").read_bytes(), 0o600),
-            "/etc/kumo/node.token": ((self.directory / "node.token").read_bytes(), 0o600),
+            **{
+                f"/etc/kumo/{name}": ((self.directory / name).read_bytes(), 0o600)
+                for name in ("node.token", "heartbeat.token", "ca.pem")
+            },
             "/etc/systemd/system/kumo-node.service": (
                 (_TOP / "etc/systemd/kumo-node.service").read_bytes(),
                 0o644,

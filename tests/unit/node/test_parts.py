@@ -221,6 +221,7 @@ def test_the_format_on_disk_is_pinned(tmp_path):
         data.layout = spec.LAYOUT_DISK
         data.disks["/dev/a"] = spec.DiskRecord(serial="S", ready=True)
         data.pools["p"] = spec.PoolRecord(vg="g", path="/dev/a", serial="S")
+        data.measured["p"] = spec.MeasuredRecord(iops=7, bw=8)
         data.replicas["R"] = spec.ReplicaRecord(volume_id="V", bytes=1, pool="p", token="t")
         data.snapshots["S"] = spec.SnapshotRecord(
             replica="R", snapshot_id="I", bytes=1, pool="p", token="t"
@@ -228,6 +229,7 @@ def test_the_format_on_disk_is_pinned(tmp_path):
         data.exports["R H"] = spec.ExportRecord(replica="R", host_nqn="H", io_class="plain", nsid=1)
     assert json.loads((tmp_path / "spec.json").read_text()) == {
         "format": 1, "generation": 1, "persistent_id": "P", "hosts": [], "layout": "disk",
+        "measured": {"p": {"iops": 7, "bw": 8, "how": "", "at": 0}},
         "disks": {"/dev/a": {"serial": "S", "ready": True}},
         "pools": {"p": {"vg": "g", "path": "/dev/a", "serial": "S", "bytes": 0}},
         "replicas": {"R": {
