@@ -11,19 +11,19 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from oslo_log import log
-from sqlalchemy import select
+from sqlalchemy import and_, select
 from sqlalchemy.orm import Session, selectinload
 
 from kumo_client import errors
 from kumo_client.api.node import Node
 from kumo_client.schemas import backend as wire
 from kumo_client.schemas.event import INFO, WARN
-from kumo_client.schemas.node import Heartbeat, NodeInfo
+from kumo_client.schemas.node import STATE_FAILED, Heartbeat, NodeInfo
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.duties import Duty
 from kumo_provisioner.nodes import Address, Outcome
-from kumo_provisioner.services import events, reports
+from kumo_provisioner.services import events, replicas, reports
 
 LOG = log.getLogger(__name__)
 # Nodes asked, and written down, together.
@@ -58,6 +58,7 @@ def probe(core: Core, *, everyone: bool = False) -> bool:
             {address.backend_id: (address, ask_info) for address in some}, probing=True
         )
         returned |= _record(core, outcomes)
+    note_failed_pools(core)
     return returned
 
 
@@ -199,6 +200,36 @@ def heartbeat(core: Core, told: Heartbeat) -> None:
 
     if core.db.run(write):
         core.wake.set()
+    note_failed_pools(core)
+
+
+def note_failed_pools(core: Core) -> None:
+    """Record that the replicas on pools that have failed are missing.
+
+    Only the node itself says that a pool has failed; of a node that is away nothing is known. A
+    volume at work is left for the next time.
+    """
+    query = (
+        select(models.Replica.uuid, models.Replica.volume_id)
+        .join(
+            models.Pool,
+            and_(
+                models.Pool.backend_id == models.Replica.backend_id,
+                models.Pool.name == models.Replica.pool,
+            ),
+        )
+        .where(models.Pool.state == STATE_FAILED, models.Replica.absent.is_(False))
+    )
+    with core.db.read() as session:
+        found = session.execute(query).all()
+    for uuid, volume_id in found:
+        try:
+            with core.locks.hold(volume_id, timeout=0), core.db.write() as session:
+                leg = session.get(models.Replica, uuid)
+                if leg is not None:
+                    replicas.note_node(session, leg, present=False)
+        except errors.BusyError as exc:
+            LOG.info("Replica %s on a failed pool is noted later: %s", uuid, exc)
 
 
 def _probe_duty(core: Core) -> None:

@@ -12,13 +12,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from oslo_config import cfg
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, update
 from sqlalchemy.orm import Session
 
 from kumo_client.schemas.event import FATAL, INFO, WARN
 from kumo_client.schemas.node import STATE_FAILED, STATE_OK, NodeInfo, Ssd
 from kumo_client.schemas.node import Pool as NodePool
-from kumo_client.schemas.volume import REPLICA_MISSING, REPLICA_TERMINATING
 from kumo_provisioner.core import now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.services import capacity, events
@@ -188,40 +187,6 @@ def _state(
     level = {STATE_OK: INFO, STATE_FAILED: FATAL}.get(state, WARN)
     _event(session, backend, "pool.state", text, level, pool=row.name, state=state, was=row.state)
     row.state = state
-    if state == STATE_FAILED:
-        _replicas_missing(session, backend, row.name)
-
-
-def _replicas_missing(session: Session, backend: models.Backend, pool: str) -> None:
-    """Record that the replicas of a failed pool are missing.
-
-    One that missed writes is never a source of data again; the last one that has all writes stays
-    what it is, because nothing is fresher should the disk come back.
-    """
-    query = select(models.Replica).where(
-        models.Replica.backend_id == backend.persistent_id,
-        models.Replica.pool == pool,
-        models.Replica.state.not_in([REPLICA_MISSING, REPLICA_TERMINATING]),
-    )
-    for replica in session.scalars(query).all():
-        replica.state, replica.state_since = REPLICA_MISSING, now_ms()
-        others = [one for one in replica.volume.replicas if one is not replica]
-        if replica.freshness == models.FRESH and any(one.in_sync for one in others):
-            replica.freshness = models.STALE
-        replica.volume.generation += 1
-        events.record(
-            session,
-            "replica.state",
-            f"replica {replica.uuid} of volume {replica.volume_id} is {REPLICA_MISSING}: pool "
-            f"{pool} of backend {backend.persistent_id} has failed",
-            level=WARN,
-            tenant=replica.volume.tenant_id,
-            volume=replica.volume_id,
-            replica=replica.uuid,
-            backend=backend.persistent_id,
-            state=REPLICA_MISSING,
-            freshness=replica.freshness,
-        )
 
 
 def _rename(
