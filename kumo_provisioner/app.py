@@ -11,6 +11,8 @@ from fastapi import FastAPI
 
 from kumo_provisioner import auth, edge
 from kumo_provisioner.core import Core
+from kumo_provisioner.metrics import record
+from kumo_provisioner.observer import Observer
 from kumo_provisioner.routes import (
     backends,
     common,
@@ -20,6 +22,7 @@ from kumo_provisioner.routes import (
     info,
     legacy,
     live,
+    metrics,
     publish,
     reconcile,
     replicas,
@@ -35,6 +38,7 @@ from kumo_provisioner.worker import Worker
 
 ROUTES = (
     health,
+    metrics,
     info,
     backends,
     tenants,
@@ -77,7 +81,10 @@ def make(core: Core, accepted: auth.Tokens, *, background: bool = True) -> FastA
     app.state.core = core
     app.state.worker = None
     app.state.tokens = accepted
-    edge.install(app, accepted)
+    app.state.record = record.Record(core)
+    opened = frozenset({"metrics"}) if core.conf.metrics.without_token else frozenset()
+    edge.install(app, accepted, opened)
+    app.add_middleware(Observer, metrics=core.metrics, log_access=core.conf.logging.access)
     return app
 
 

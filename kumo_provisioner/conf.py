@@ -360,8 +360,33 @@ EVENTS_OPTS = [
     ),
 ]
 
+METRICS_OPTS = [
+    cfg.BoolOpt(
+        "without_token",
+        default=False,
+        help="Answer GET /metrics to callers without a token, too. It names nodes and tenants, so "
+        "only on a network that is not open to others.",
+    ),
+]
+
+LOGGING_OPTS = [
+    cfg.BoolOpt(
+        "json",
+        default=False,
+        help="Write each log record as one line of JSON, with time, level, logger, request id, "
+        "message and fields, as log collectors such as Loki take it.",
+    ),
+    cfg.BoolOpt(
+        "access",
+        default=False,
+        help="Log each request: method, route, HTTP status, milliseconds and name of the caller.",
+    ),
+]
+
 GROUPS = {
     "server": SERVER_OPTS,
+    "metrics": METRICS_OPTS,
+    "logging": LOGGING_OPTS,
     "database": DATABASE_OPTS,
     "instances": INSTANCES_OPTS,
     "nodes": NODES_OPTS,

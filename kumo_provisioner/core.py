@@ -14,6 +14,7 @@ from kumo_provisioner.db.engine import Database
 from kumo_provisioner.instances import Instances
 from kumo_provisioner.leases import Leases
 from kumo_provisioner.locks import Locks
+from kumo_provisioner.metrics import Metrics
 from kumo_provisioner.nodes import Nodes
 
 
@@ -33,11 +34,16 @@ class Core:
     wake: threading.Event = dataclasses.field(default_factory=threading.Event)
     leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
+    metrics: Metrics = dataclasses.field(default_factory=Metrics)
     # Only one reconcile at a time.
     reconciling: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     instances: Instances | None = None
     leases: Leases | None = None
+
+    def __post_init__(self) -> None:
+        self.nodes.tell = self.metrics.node_call
+        self.db.on_retry = self.metrics.retried
 
     @classmethod
     def make(cls, conf: cfg.ConfigOpts) -> Core:

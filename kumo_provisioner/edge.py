@@ -117,19 +117,25 @@ def _on_defect(_request: Request, exc: Exception) -> JSONResponse:
     )
 
 
-def install(app: FastAPI, accepted: auth.Tokens) -> None:
-    """Put the edge round an application."""
+def install(app: FastAPI, accepted: auth.Tokens, opened: frozenset[str] = frozenset()) -> None:
+    """Put the edge round an application.
+
+    :param opened: what else may be read without a token, as in ``permissions.OPEN``.
+    """
     app.add_exception_handler(errors.KumoError, _on_kumo_error)
     app.add_exception_handler(RequestValidationError, _on_validation)
     app.add_exception_handler(HTTPException, _on_http)
-    app.add_middleware(Edge, accepted=accepted)
+    app.add_middleware(Edge, accepted=accepted, opened=opened)
 
 
 class Edge:
     """Request id, token, size of the body, and the last resort for defects."""
 
-    def __init__(self, app: ASGIApp, accepted: auth.Tokens) -> None:
+    def __init__(
+        self, app: ASGIApp, accepted: auth.Tokens, opened: frozenset[str] = frozenset()
+    ) -> None:
         self.app = app
+        self.opened = permissions.OPEN | opened
         self.tokens = accepted
         self._refreshed = float("-inf")
 
@@ -170,7 +176,7 @@ class Edge:
 
     async def _identify(self, scope: Scope, header: str | None) -> auth.Identity:
         method, path = scope["method"], scope["path"]
-        if method in permissions.READS and path.removeprefix("/") in permissions.OPEN:
+        if method in permissions.READS and path.removeprefix("/") in self.opened:
             return auth.NOBODY
         if time.monotonic() - self._refreshed > REVOKED_SECONDS:
             # Before the wait, so that one request does it for all.

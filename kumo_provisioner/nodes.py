@@ -17,6 +17,7 @@ from oslo_log import log
 from kumo_client import errors
 from kumo_client.api.node import Node
 from kumo_client.session import Session
+from kumo_provisioner import metrics
 from kumo_provisioner.db import models
 
 LOG = log.getLogger(__name__)
@@ -78,6 +79,7 @@ class Nodes:
     """Clients to all nodes, one per address, made when first needed.
 
     :ivar guard: called before each call; raises when the caller has lost its right to make it.
+    :ivar tell: called after each call with its verb, what came of it, and the seconds it took.
     :ivar doubtful: ids of backends of which nobody knows whether they did what they were asked.
     """
 
@@ -88,6 +90,7 @@ class Nodes:
         if ca_file and not pathlib.Path(ca_file).is_file():
             raise errors.ConfigError(f"[nodes] ca_file: {ca_file} does not exist")
         self.guard: Callable[[], None] = lambda: None
+        self.tell: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None
         self.doubtful: set[str] = set()
         self._clients: dict[tuple[Address, bool], Node] = {}
         self._guard = threading.Lock()
@@ -100,8 +103,12 @@ class Nodes:
         with self._guard:
             found = self._clients.get((address, probing))
             if found is None:
-                found = self._clients[address, probing] = Node(self._session(address, probing))
+                found = metrics.watched(Node(self._session(address, probing)), self._told)
+                self._clients[address, probing] = found
             return found
+
+    def _told(self, verb: str, result: str, seconds: float) -> None:
+        self.tell(verb, result, seconds)
 
     def _session(self, address: Address, probing: bool) -> Session:
         budget = self._conf.probe_budget if probing else self._conf.budget

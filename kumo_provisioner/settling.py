@@ -21,6 +21,8 @@ REPLICAS = "replicas"
 ADOPT = "adopt"
 RELEASE = "release"
 
+KINDS = (EXTEND, LIMITS, REVERT, REPLICAS, ADOPT, RELEASE)
+
 _MEANING = {
     EXTEND: "an extension",
     LIMITS: "a change of the caps",

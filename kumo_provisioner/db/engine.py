@@ -37,6 +37,7 @@ class Database:
 
     :param url: SQLAlchemy URL, for example ``sqlite:////var/lib/kumo/provisioner.db``.
     :param connections: most connections at the same time, for databases other than SQLite.
+    :ivar on_retry: called before a transaction is repeated.
     :ivar lease_engine: commits each statement by itself; None for SQLite.
     :raises ConfigError: when the URL cannot be used.
     """
@@ -46,6 +47,7 @@ class Database:
             self.url = make_url(url)
         except sqlalchemy.exc.ArgumentError as exc:
             raise errors.ConfigError("[database] connection is no database URL") from exc
+        self.on_retry: Callable[[], None] = lambda: None
         self._claim: int | None = None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         self._engines = dialects.make(self.url, connections)
@@ -91,6 +93,7 @@ class Database:
             except (failures.RolledBackError, failures.LostConnectionError) as exc:
                 if number == TRIES:
                     raise
+                self.on_retry()
                 LOG.info("Try %s of a transaction failed: %s", number, exc.__cause__ or exc)
                 time.sleep(FIRST_PAUSE * 2 ** (number - 1) * random.uniform(0.5, 1))
         raise AssertionError("the last try returns or raises")

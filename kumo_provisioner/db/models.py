@@ -218,6 +218,7 @@ class Replica(Base):
     __table_args__ = (
         UniqueConstraint("volume_id", "backend_id"),
         Index("ix_replicas_backend_reserved", "backend_id", "reserved_bytes"),
+        Index("ix_replicas_state_freshness", "state", "freshness"),
     )
     uuid: Mapped[str] = mapped_column(String(36), primary_key=True)
     volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.uuid"), index=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextvars
 import dataclasses
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -249,6 +250,7 @@ def read_wanted(session: Session) -> Wanted:
 def run(core: Core) -> Counts:
     """One round, alone in this process."""
     with core.reconciling:
+        begun = time.monotonic()
         counts = Counts()
         settle(core, counts)
         backends.probe(core)
@@ -260,6 +262,7 @@ def run(core: Core) -> Counts:
         finish_unsettled(core, counts)
         _count_waiting(core, counts)
         _forget_old(core)
+    core.metrics.reconciled(dataclasses.asdict(counts), time.monotonic() - begun)
     if any(dataclasses.astuple(counts)):
         LOG.info("Reconciled: %s", counts.wire())
     return counts

@@ -74,6 +74,14 @@ def choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
 
     :raises NoSpaceError: naming the filter that refused each node.
     """
+    try:
+        return _choose(core, session, ask)
+    except errors.NoSpaceError as exc:
+        core.metrics.refused(exc)
+        raise
+
+
+def _choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
     chosen_rules = rules(core.conf)
     some, cut = shortlist.best(session, ask, chosen_rules)
     try:

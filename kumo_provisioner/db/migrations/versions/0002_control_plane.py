@@ -137,6 +137,7 @@ def _add_columns() -> None:
         op.create_index(f"ix_{table}_{name}", table, [name])
     for table in ("volumes", "snapshots"):
         op.create_index(f"ix_{table}_tenant_uuid", table, ["tenant_id", "uuid"])
+    op.create_index("ix_replicas_state_freshness", "replicas", ["state", "freshness"])
 
 
 def _pools() -> None:
