@@ -216,10 +216,10 @@ def test_requests_are_counted_by_route_and_never_by_path(web):
 
 
 def test_a_request_that_breaks_off_counts_as_failed(core, three, web, monkeypatch):
-    monkeypatch.setattr(volumes, "list_all", lambda *_: 1 / 0)
-    assert web.get("/volumes").status_code == 500
+    monkeypatch.setattr(volumes, "by_alias", lambda *_: 1 / 0)
+    assert web.get("/volumes_by_alias/a").status_code == 500
     seen = scraped(web)
-    assert seen["kumo_requests_total", "GET", "/volumes", "500"] == 1
+    assert seen["kumo_requests_total", "GET", "/volumes_by_alias/{alias:path}", "500"] == 1
 
 
 def test_refusals_by_filter(web, core):
