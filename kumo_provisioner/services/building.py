@@ -86,13 +86,6 @@ def retire_snapshot(uuid: str) -> Retire:
     return retire
 
 
-def commit_row(core: Core, table: type[models.Volume | models.Snapshot], uuid: str) -> None:
-    """Record that a volume or snapshot is available."""
-    with core.db.write() as session:
-        row: Any = session.get_one(table, uuid)
-        row.status = models.AVAILABLE
-
-
 def need_available(backend: models.Backend) -> None:
     """Refuse early what needs a node that is down.
 

@@ -25,7 +25,7 @@ from kumo_provisioner import settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
-from kumo_provisioner.services import building, capacity, placing, tenants
+from kumo_provisioner.services import building, capacity, events, placing, tenants
 from kumo_provisioner.services.placing import Growth
 
 LOG = log.getLogger(__name__)
@@ -148,6 +148,13 @@ def attempt(
         if failed is None:
             row.capacity = wanted
             settling.drop(row, settling.EXTEND)
+            events.record(
+                session,
+                "volume.extended",
+                f"volume {row.alias} was extended to {wanted} GiB",
+                volume=uuid,
+                tenant=row.tenant_id,
+            )
         elif hopeless:
             _give_up(core, session, row)
     _tell(core, f"Extension of volume {uuid} to {wanted} GiB", failed)

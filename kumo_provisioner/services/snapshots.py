@@ -13,7 +13,6 @@ import uuid as uuidlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from oslo_log import log
 from sqlalchemy import select
 from sqlalchemy.orm import Session, selectinload
 
@@ -39,8 +38,6 @@ from kumo_provisioner.services import (
     volumes,
 )
 from kumo_provisioner.services.placing import Growth
-
-LOG = log.getLogger(__name__)
 
 
 def missing(text: str) -> errors.NotExistsError:
@@ -272,8 +269,15 @@ def delete(core: Core, tenant: str, text: str) -> None:
             if not rows:
                 raise missing(text)
             settling.refuse(rows[0].volume, settling.REVERT)
+            events.record(
+                session,
+                "snapshot.deleted",
+                f"snapshot {rows[0].alias} was deleted",
+                volume=rows[0].volume_id,
+                tenant=tenant,
+                snapshot=uuid,
+            )
             parts = removals.retire_snapshot(session, rows[0])
-        LOG.info("Deleted snapshot %s", uuid)
         removals.carry_out(core, parts)
 
 

@@ -7,7 +7,6 @@ import uuid as uuidlib
 from collections.abc import Iterator
 from typing import Any
 
-from oslo_log import log
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -19,6 +18,7 @@ from kumo_provisioner.nodes import Call
 from kumo_provisioner.services import (
     building,
     capacity,
+    events,
     extending,
     guards,
     paging,
@@ -27,8 +27,6 @@ from kumo_provisioner.services import (
     tenants,
     view,
 )
-
-LOG = log.getLogger(__name__)
 
 
 def missing(text: str) -> errors.NotExistsError:
@@ -208,10 +206,23 @@ def finish(core: Core, volume: models.Volume, calls: dict[str, Call[Any]]) -> No
     building.build(
         core,
         calls,
-        commit=lambda: building.commit_row(core, models.Volume, volume.uuid),
+        commit=lambda: _commit(core, volume.uuid),
         retire=building.retire_volume(volume.uuid),
         name=f"volume {volume.uuid} ({volume.alias})",
     )
+
+
+def _commit(core: Core, uuid: str) -> None:
+    with core.db.write() as session:
+        row = session.get_one(models.Volume, uuid)
+        row.status = models.AVAILABLE
+        events.record(
+            session,
+            "volume.created",
+            f"volume {row.alias} of {row.capacity} GiB was created",
+            volume=uuid,
+            tenant=row.tenant_id,
+        )
 
 
 def extend(core: Core, tenant: str, text: str, gib: int) -> None:
@@ -251,5 +262,11 @@ def delete(core: Core, tenant: str, text: str) -> None:
             guards.unpublished(row)
             guards.no_snapshots(session, row)
             parts = removals.retire_volume(session, row)
-        LOG.info("Deleted volume %s", uuid)
+            events.record(
+                session,
+                "volume.deleted",
+                f"volume {row.alias} was deleted",
+                volume=uuid,
+                tenant=tenant,
+            )
         removals.carry_out(core, parts)
