@@ -49,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_IP",
         help="storage nodes, each by the address with which it will be registered",
     )
+    parser.add_argument(
+        "--client",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="clients that get a certificate, for [server] client_certificates",
+    )
     parser.add_argument("--port", type=int, default=conf.DEFAULT_PORT, help="port of the API")
 
 
@@ -57,14 +65,14 @@ def run(arguments: argparse.Namespace) -> None:
 
     :raises ConfigError: when a name is wrong or a file cannot be written.
     """
-    for name in (*arguments.address, *arguments.node):
+    for name in (*arguments.address, *arguments.node, *arguments.client):
         if not _is_address(name) and not _NAME.match(name):
             raise errors.ConfigError(f"{name!r} is neither a host name nor an IP address")
     if not 0 < arguments.port < 65536:
         raise errors.ConfigError(f"{arguments.port} is no TCP port")
     directory = pathlib.Path(arguments.directory).absolute()
     try:
-        make(directory, arguments.address, arguments.node, arguments.port)
+        make(directory, arguments.address, arguments.node, arguments.port, arguments.client)
     except OSError as exc:
         raise errors.ConfigError(f"{exc.filename or directory}: {exc.strerror}") from exc
     print(f"Certificates, tokens and configuration files are in {directory}.")
@@ -88,7 +96,11 @@ def _is_address(name: str) -> bool:
 
 
 def make(
-    directory: pathlib.Path, addresses: Sequence[str], nodes: Sequence[str], port: int
+    directory: pathlib.Path,
+    addresses: Sequence[str],
+    nodes: Sequence[str],
+    port: int,
+    clients: Sequence[str] = (),
 ) -> None:
     """Make all files of an installation."""
     for path in (directory, directory / "nodes"):
@@ -108,6 +120,9 @@ def make(
         authority.certify(directory / "nodes" / f"{name}.pem", [name])
         url = f"https://{url_host}:{port}"
         _keep(directory / "nodes" / f"{name}.conf", _node_conf(name, url))
+    for name in clients:
+        (directory / "clients").mkdir(mode=0o700, exist_ok=True)
+        authority.certify(directory / "clients" / f"{name}.pem", [name], client=True)
 
 
 class Authority:
@@ -123,18 +138,22 @@ class Authority:
         self._key = serialization.load_pem_private_key(key_path.read_bytes(), None)
         self._certificate = x509.load_pem_x509_certificate(self._certificate_path.read_bytes())
 
-    def certify(self, path: pathlib.Path, names: Sequence[str]) -> None:
-        """Make certificate and key for these names in one file, unless they are there."""
+    def certify(self, path: pathlib.Path, names: Sequence[str], *, client: bool = False) -> None:
+        """Make certificate and key for these names in one file, unless they are there.
+
+        :param client: of a client instead of a server.
+        """
         if path.exists() and set(names) <= _names_of(path):
             return
         key = ec.generate_private_key(ec.SECP256R1())
         assert isinstance(self._key, ec.EllipticCurvePrivateKey)  # noqa: S101 - made above
+        usage = ExtendedKeyUsageOID.CLIENT_AUTH if client else ExtendedKeyUsageOID.SERVER_AUTH
         certificate = (
             _builder(names[0], key, CERTIFICATE_DAYS)
             .issuer_name(self._certificate.subject)
             .add_extension(x509.SubjectAlternativeName([_san(name) for name in names]), False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), False)
+            .add_extension(x509.ExtendedKeyUsage([usage]), False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), False
             )

@@ -129,7 +129,9 @@ def _client_certificates(options: cfg.ConfigOpts) -> ssl.VerifyMode:
     if wanted == "no":
         return ssl.CERT_NONE
     try:
-        ssl.create_default_context(cafile=options.server.client_ca_file or "")
+        # Without a file the system's authorities would be trusted.
+        pathlib.Path(options.server.client_ca_file or "").read_bytes()
+        ssl.create_default_context(cafile=options.server.client_ca_file)
     except (OSError, ssl.SSLError) as exc:
         raise errors.ConfigError(
             f"[server] client_ca_file {options.server.client_ca_file} cannot be used: {exc}",

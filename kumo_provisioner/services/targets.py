@@ -18,10 +18,14 @@ from kumo_provisioner.db import models
 from kumo_provisioner.services import view
 
 
-def list_all(core: Core, host_id: str | None, volume_id: str | None) -> list[wire.Target]:
+def list_all(
+    core: Core, host_id: str | None, volume_id: str | None, tenant: str = ""
+) -> list[wire.Target]:
     """Targets of a host, of a volume, or of a volume at a host, each once.
 
     ``numNamespaces`` counts all namespaces that the host finds at the target.
+
+    :param tenant: only those of its volumes; empty for all.
 
     :raises InvalidInputError: when neither is given.
     """
@@ -30,7 +34,7 @@ def list_all(core: Core, host_id: str | None, volume_id: str | None) -> list[wir
         raise errors.InvalidInputError("hostId or volId is needed")
     with core.db.read() as session:
         found: dict[str, wire.Target] = {}
-        publications = _publications(session, host_id, volume_id)
+        publications = _publications(session, host_id, volume_id, tenant)
         for publication in publications:
             for target in _of(publication):
                 found.setdefault(target.target_name, target)
@@ -41,7 +45,9 @@ def list_all(core: Core, host_id: str | None, volume_id: str | None) -> list[wir
     return list(found.values())
 
 
-def _publications(session: Session, host_id: str, volume_id: str) -> list[models.Publication]:
+def _publications(
+    session: Session, host_id: str, volume_id: str, tenant: str = ""
+) -> list[models.Publication]:
     query = (
         select(models.Publication)
         .filter_by(status=models.PUBLISHED)
@@ -55,6 +61,8 @@ def _publications(session: Session, host_id: str, volume_id: str) -> list[models
     )
     if host_id:
         query = query.filter_by(host_id=host_id)
+    if tenant:
+        query = query.where(models.Publication.volume.has(tenant_id=tenant))
     if volume_id:
         query = query.filter_by(volume_id=view.normal_uuid(volume_id) or "")
     return list(session.scalars(query))

@@ -247,6 +247,15 @@ def test_what_other_provisioners_revoke_is_learned(api, core, accepted, monkeypa
     assert api.get("/volumes").status_code == 401
 
 
+def published_by(api, core, accepted, tenant, uid):
+    """The targets of a volume that its tenant has published."""
+    bearer(api, core, accepted, role="storage", tenant_id=tenant)
+    host = {"hostNqn": f"nqn.host-of-{tenant}", "hostId": f"host-of-{tenant}"}
+    body = {"hostId": host["hostId"], "volId": uid, "host": host}
+    assert api.post("/publish", json=body).json()["status"] == "Success"
+    return api.get(f"/targets?volId={uid}").json()
+
+
 def test_a_tenant_sees_only_its_own(api, core, accepted, three):
     for tenant in ("red", "blue"):
         body = {"tenantId": tenant, "name": tenant, "capacity": 3}
@@ -260,6 +269,10 @@ def test_a_tenant_sees_only_its_own(api, core, accepted, three):
     assert api.delete(f"/volumes/{uid}").status_code == 404
     publish = {"hostId": "h", "volId": uid, "host": {"hostNqn": "nqn.host-of-blue", "hostId": "h"}}
     assert api.post("/publish", json=publish).status_code == 404
+    assert published_by(api, core, accepted, "red", uid)
+    bearer(api, core, accepted, role="storage", tenant_id="blue")
+    assert api.get(f"/targets?volId={uid}").json() == []
+    assert api.get("/targets?hostId=host-of-red").json() == []
     for path in ("/backends", "/tenants", "/hosts", "/blue/backends"):
         assert api.get(path).status_code in (403, 404), path
     mine = api.post("/volumes", json={"alias": "v", "capacity": 1}).json()["uuid"]
