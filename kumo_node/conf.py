@@ -172,6 +172,21 @@ OPTS = [
         help="Seconds between two looks at the SMART log of an NVMe disk. It needs nvme-cli; "
         "without it, wear is unknown.",
     ),
+    cfg.StrOpt(
+        "secure_delete",
+        default="off",
+        choices=[
+            (
+                "off",
+                "the space is given back at once; a pool zeroes a block before it is used "
+                "again, so that nobody reads what was on it",
+            ),
+            ("discard", "all of it is discarded first, so that the SSD knows that it is free"),
+            ("zero", "what it holds is overwritten with zeros and then discarded"),
+        ],
+        help="How a deleted replica or snapshot is erased before its space is given back. Erasing "
+        "goes on in the background: the call that deletes does not wait for it.",
+    ),
     cfg.IntOpt(
         "max_io_queues",
         default=0,

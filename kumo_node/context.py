@@ -28,7 +28,10 @@ from kumo_node.throttle import Throttle
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """The parts of a node; one for each process."""
+    """The parts of a node; one for each process.
+
+    :ivar erase: how deleted volumes are erased, "" for not at all.
+    """
 
     name: str
     spec: Spec
@@ -38,6 +41,7 @@ class Context:
     locks: Locks
     portals: Sequence[NodePortal]
     throttle: Throttle
+    erase: str = ""
 
     @property
     def persistent_id(self) -> str:

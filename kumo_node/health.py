@@ -154,11 +154,13 @@ class Health:
             LOG.warning("%s", error.description)
             told = False
         return [
-            PoolSight(
+            PoolSight(pool.name, given_up=True)
+            if pool.given_up
+            else PoolSight(
                 pool.name,
                 tuple(self._disk(pool, path) for path in pool.paths()),
                 told,
-                found.get(thin_status.device_name(pool.lvm.vg, pool.lvm.pool_name)),
+                status=found.get(thin_status.device_name(pool.lvm.vg, pool.lvm.pool_name)),
             )
             for pool in self.ctx.pools.values()
         ]

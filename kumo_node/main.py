@@ -22,7 +22,9 @@ from kumo_node.service import Node, version
 from kumo_node.spec import LAYOUT_DISK
 
 LOG = log.getLogger(__name__)
-COMMANDS = ("lvm", "lvs", "lsblk", "wipefs", "modprobe", "udevadm")
+COMMANDS = (
+    "lvm", "lvs", "dmsetup", "lsblk", "wipefs", "blkdiscard", "dd", "modprobe", "udevadm",
+)  # fmt: skip
 
 
 class Server(uvicorn.Server):

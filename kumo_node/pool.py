@@ -64,6 +64,7 @@ class Pool:
     :param name: as the provisioner knows it.
     :ivar disks: the disks it lies on, as seen when it was opened.
     :ivar identities: by path, what told these disks from others (:func:`kumo_node.disks.identity`).
+    :ivar given_up: its disk is not given to this node any more: it is not looked at.
     :ivar condition: replaced as a whole by whoever observes the pool.
     """
 
@@ -75,6 +76,7 @@ class Pool:
         self.disks: list[Disk] = []
         self.identities: dict[str, str] = {}
         self.condition = Condition()
+        self.given_up = False
         self._mutex = threading.Lock()
         self._state: PoolState | None = None
         self._seen_at = float("-inf")

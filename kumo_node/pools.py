@@ -22,8 +22,11 @@ from kumo_node.disks import Disk, Disks, Plan, State, plan
 from kumo_node.lvm import Group, Lvm, owner_tag
 from kumo_node.pool import Condition, Limits, Pool, provisioned
 from kumo_node.spec import (
+    CREATING,
+    DELETING,
     LAYOUT_DISK,
     LAYOUT_GROUP,
+    RELEASING,
     Data,
     DiskRecord,
     PoolRecord,
@@ -209,7 +212,8 @@ class Pools(Mapping[str, Pool]):
             self._prepare_group(disks, seen)
         else:
             self._prepare_each(disks, seen, in_service=in_service)
-        self._add_absent()
+            self._add_absent(seen.plan, paths)
+        self._add_unknown()
 
     def _record_layout(self, layout: str) -> None:
         if layout != self._wish:
@@ -315,17 +319,40 @@ class Pools(Mapping[str, Pool]):
         self._pools[name] = Pool(name, self._lvm(vg), self.spec, self.limits)
         return self._pools[name]
 
-    def _add_absent(self) -> None:
-        """Pools that the record names and whose disk was not found."""
+    def _add_absent(self, todo: Plan, paths: Sequence[str]) -> None:
+        """Pools that the record names and whose disk was not found.
+
+        One whose disk was replaced, or taken out of the configuration, is forgotten when it holds
+        nothing; what it held is for the provisioner to give up.
+        """
+        there = {disk.path: disk.serial for disk in (*todo.keep, *todo.add, *todo.wipe)}
+        for name, record in list(self.spec.data.pools.items()):
+            if name in self._pools:
+                continue
+            which = f"its disk {record.path} (serial {record.serial or 'unknown'})"
+            reason, given_up = f"{which} is missing", True
+            if record.path not in paths:
+                reason = f"{which} is not in option disks"
+            elif there.get(record.path, record.serial) != record.serial:
+                reason = f"{which} was replaced"
+            else:
+                given_up = False
+            if given_up and not _holds_something(self.spec.data, name):
+                LOG.info("Pool %s is forgotten: %s", name, reason)
+                with self.spec.edit() as data:
+                    _forget(data, name)
+                continue
+            pool = self._add(name, record.vg)
+            pool.condition, pool.given_up = Condition(STATE_FAILED, reason), given_up
+
+    def _add_unknown(self) -> None:
+        """Pools that a replica names and nothing else."""
         data = self.spec.data
-        for name, record in data.pools.items():
-            if name not in self._pools:
-                reason = f"its disk {record.path} (serial {record.serial or 'unknown'}) is missing"
-                self._add(name, record.vg).condition = Condition(STATE_FAILED, reason)
         named = {record.pool for record in data.replicas.values()}
         named |= {record.pool for record in data.snapshots.values()}
         for name in sorted(named - set(self._pools)):
             pool = self._add(name, self.naming.vg)
+            pool.given_up = True
             pool.condition = Condition(STATE_FAILED, "no disk of this node is on record for it")
 
 
@@ -336,6 +363,23 @@ class Look:
     layout: str
     groups: Mapping[str, Group]
     plan: Plan
+
+
+def _holds_something(data: Data, pool: str) -> bool:
+    """True when something on a pool was answered as done and not deleted since."""
+    given_up = (CREATING, DELETING, RELEASING)
+    return any(r.pool == pool and r.state not in given_up for r in data.replicas.values()) or any(
+        s.pool == pool and s.state not in given_up for s in data.snapshots.values()
+    )
+
+
+def _forget(data: Data, pool: str) -> None:
+    data.replicas = {u: r for u, r in data.replicas.items() if r.pool != pool}
+    data.snapshots = {u: s for u, s in data.snapshots.items() if s.pool != pool}
+    record = data.pools.pop(pool)
+    known = data.disks.get(record.path)
+    if known is not None and known.serial == record.serial:
+        del data.disks[record.path]
 
 
 def _room(pool: Pool, data: Data) -> float:

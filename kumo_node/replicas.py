@@ -315,6 +315,8 @@ class Replicas:
     def delete(self, uuid: str) -> None:
         """Remove a replica; absent is success.
 
+        Where deleted volumes are erased, or the pool has failed, it is removed later.
+
         :raises InUseError: it is exported.
         """
         with self.ctx.locks.hold(replica_lock(uuid)):
@@ -324,9 +326,10 @@ class Replicas:
             refuse_unsettled(uuid, record)
             self.ctx.refuse_exported(uuid, record)
             if record.state == READY:
-                record = self._commit(uuid, record.model_copy(update={"state": DELETING}))
-            if self.ctx.pool_of(record).failed:
-                # What is on it can be removed when the disk is back; restoring does it then.
-                LOG.warning("Replica %s is on a failed pool; it is removed later", uuid)
+                new = {"state": DELETING, "erase": self.ctx.erase}
+                record = self._commit(uuid, record.model_copy(update=new))
+            if record.erase or self.ctx.pool_of(record).failed:
+                # Erasing takes its time; a failed pool is tried again when the disk is back.
+                LOG.info("Replica %s is removed later", uuid)
                 return
             self.undo(uuid, record)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -24,8 +25,11 @@ from kumo_node.lvm import made_tag, replica_name
 from kumo_node.replicas import Replicas
 from kumo_node.snapshots import Snapshots
 from kumo_node.spec import CREATING, DELETING, READY, Data, ReplicaRecord, SnapshotRecord
+from kumo_node.strangers import Strangers
 
 LOG = log.getLogger(__name__)
+# Seconds between two looks for what is in no record; LVM is asked for all volumes then.
+_COMPARE_SECONDS = 300.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,7 @@ def _unfinished(
     return tuple(
         uuid
         for uuid, record in records.items()
-        if record.state in (CREATING, DELETING) and record.pool not in fixed
+        if record.state in (CREATING, DELETING) and not record.erase and record.pool not in fixed
     )
 
 
@@ -163,6 +167,7 @@ class Restore:
         self.snapshots = snapshots
         self.exports = exports
         self.interval = interval
+        self.strangers = Strangers(ctx, ctx.nvmet.fs)
         self.before: list[Finisher] = []
         self.after: list[Finisher] = []
         self._told: frozenset[str] = frozenset()
@@ -182,9 +187,13 @@ class Restore:
             self._thread.join()
 
     def _run(self) -> None:
+        compared = time.monotonic()
         while not self._stop.wait(self.interval):
             try:
                 self.round()
+                if time.monotonic() - compared > _COMPARE_SECONDS:
+                    self.strangers.look()
+                    compared = time.monotonic()
             except (errors.KumoError, OSError) as error:
                 LOG.error("This round of restoring ended early: %s", error)
 
@@ -203,8 +212,8 @@ class Restore:
         return problems
 
     def problems(self) -> list[str]:
-        """What the last round could not do."""
-        return sorted(self._told)
+        """What the last round could not do, and what is there and in no record."""
+        return [*sorted(self._told), *self.strangers.problems()]
 
     # Observe.
 
@@ -344,14 +353,14 @@ class Restore:
     def _undo_snapshot(self, uuid: str) -> None:
         with self.ctx.locks.hold(snapshot_lock(uuid), wait=False):
             record = self.ctx.spec.data.snapshots.get(uuid)
-            if record is not None and record.state != READY:
+            if record is not None and record.state != READY and not record.erase:
                 LOG.info("Removing unfinished snapshot %s", uuid)
                 self.snapshots.undo(uuid, record)
 
     def _undo_replica(self, uuid: str) -> None:
         with self.ctx.locks.hold(replica_lock(uuid), wait=False):
             record = self.ctx.spec.data.replicas.get(uuid)
-            if record is not None and record.state in (CREATING, DELETING):
+            if record is not None and record.state in (CREATING, DELETING) and not record.erase:
                 LOG.info("Removing unfinished replica %s", uuid)
                 self.replicas.undo(uuid, record)
 

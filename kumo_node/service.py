@@ -21,6 +21,7 @@ from kumo_node.adoption import Adoption
 from kumo_node.conf import parse_portals
 from kumo_node.context import Context
 from kumo_node.disks import Disks
+from kumo_node.erase import Erasing
 from kumo_node.executor import Executor, SubprocessExecutor
 from kumo_node.exports import Exports
 from kumo_node.health import Health, Pace
@@ -87,6 +88,7 @@ class Node:
             locks=Locks(conf.lock_timeout),
             portals=portals,
             throttle=throttle or _throttle(conf, executor, root),
+            erase="" if conf.secure_delete == "off" else conf.secure_delete,
         )
         self.disks = disks or Disks(executor)
         self.exports = Exports(self.ctx)
@@ -102,6 +104,7 @@ class Node:
             self.exports,
             interval=conf.restore_interval,
         )
+        self.erasing = Erasing(self.ctx, self.replicas, self.snapshots, executor)
         self.health = Health(
             self.ctx,
             self.exports,
@@ -139,13 +142,16 @@ class Node:
         self.ctx.kernel.hide_volumes(self.ctx.pools.naming.pattern())
         self.ctx.pools.prepare(self.disks, self.conf.disks, self.conf.wipe_disks)
         self.health.round()
-        return [*self.ctx.pools.problems, *self.restore.round()]
+        problems = [*self.ctx.pools.problems, *self.restore.round()]
+        self.restore.strangers.look()
+        return problems
 
     def start(self) -> None:
         """Begin to watch and to restore; :meth:`prepare` went before."""
         self.restore.start()
         self.health.start()
         self.usage.start()
+        self.erasing.start()
 
     def tell(self, provisioner: Receiver) -> None:
         """Begin to send heartbeats."""
@@ -155,7 +161,8 @@ class Node:
 
     def problems(self) -> list[str]:
         """What is wrong with this node, one sentence each."""
-        found = [*self.health.problems(), *self.ctx.pools.problems, *self.restore.problems()]
+        found = [*self.health.problems(), *self.ctx.pools.problems]
+        found += [*self.restore.problems(), *self.erasing.problems()]
         return list(dict.fromkeys(found))
 
     def close(self) -> None:
@@ -163,6 +170,7 @@ class Node:
         if self.heartbeats is not None:
             self.heartbeats.stop()
         self.usage.stop()
+        self.erasing.stop()
         self.health.stop()
         self.restore.stop()
         self.ctx.spec.close()

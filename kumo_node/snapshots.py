@@ -101,10 +101,11 @@ class Snapshots:
             if record is None:
                 return
             if record.state == READY:
-                record = record.model_copy(update={"state": DELETING})
+                new = {"state": DELETING, "erase": self.ctx.erase}
+                record = record.model_copy(update=new)
                 with self.ctx.spec.edit() as data:
                     data.snapshots[uuid] = record
-            if self.ctx.pool_of(record).failed:
-                # Restoring removes it when the disk is back.
+            if record.erase or self.ctx.pool_of(record).failed:
+                # Erasing takes its time; a failed pool is tried again when the disk is back.
                 return
             self.undo(uuid, record)

@@ -37,6 +37,8 @@ CREATING, READY, DELETING = "creating", "ready", "deleting"
 ADOPTING, RELEASING = "adopting", "releasing"
 # One pool on each disk, or one pool over all disks.
 LAYOUT_DISK, LAYOUT_GROUP = "disk", "group"
+# How a volume is erased before it is removed.
+ERASE_DISCARD, ERASE_ZERO = "discard", "zero"
 
 
 class Record(BaseModel):
@@ -66,7 +68,8 @@ class ReplicaRecord(Record):
     not ours, whatever its name. ``max_iops`` and ``max_bw`` (KB/s) are caps, 0 is none.
 
     ``reverted`` is the operation of the last revert that was done. ``other_name`` is the name that
-    an adopted volume had, and that a released one gets.
+    an adopted volume had, and that a released one gets. ``erase``: how it is still to be erased
+    before it is removed, "" for not at all.
     """
 
     volume_id: str
@@ -83,6 +86,7 @@ class ReplicaRecord(Record):
     revert: RevertRecord | None = None
     reverted: str | None = None
     other_name: str | None = None
+    erase: str = ""
 
 
 class SnapshotRecord(Record):
@@ -93,6 +97,7 @@ class SnapshotRecord(Record):
     bytes: int
     pool: str
     token: str
+    erase: str = ""
 
 
 class ExportRecord(Record):

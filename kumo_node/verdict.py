@@ -42,6 +42,7 @@ class DiskSight:
 class PoolSight:
     """A pool as it was seen.
 
+    :ivar given_up: its disk is not given to this node any more and was not looked at.
     :ivar told: device mapper gave an answer.
     :ivar status: its answer; None when it has no such pool.
     """
@@ -49,6 +50,7 @@ class PoolSight:
     name: str
     disks: tuple[DiskSight, ...] = ()
     told: bool = True
+    given_up: bool = False
     status: ThinStatus | None = None
 
 
@@ -85,6 +87,8 @@ def judge(sight: PoolSight, before: Condition, limits: Thresholds) -> Verdict:
 
     :param before: what was found the last time.
     """
+    if sight.given_up:
+        return Verdict(before, tuple(_with(before, sight, [])))
     problems = [text for disk in sight.disks for text in _disk_problems(disk, limits)]
     broken = next((text for disk in sight.disks if (text := _broken(disk))), "")
     if broken:

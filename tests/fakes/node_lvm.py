@@ -84,6 +84,7 @@ class FakeHost:
         self.root = pathlib.Path(root)
         self.disks = {}
         self.gone = {}
+        self.discarded = []
         self.sequence = 0
         self.vgs = {}
         self.log = []
@@ -287,6 +288,15 @@ class FakeHost:
             raise ValueError(f"dd: failed to open '{words['if']}': No such file or directory")
         if disk.dead:
             raise ValueError(f"dd: error reading '{disk.path}': Input/output error")
+        return ""
+
+    def _cmd_blkdiscard(self, args):
+        options, (path,) = _parse(args, flags=set(), values={"-o", "-l"})
+        start, size = int(options["-o"][0]), int(options["-l"][0])
+        with open(path, "r+b") as device:
+            device.seek(start)
+            device.write(bytes(size))
+        self.discarded.append((os.path.basename(path), start, size))
         return ""
 
     def _cmd_nvme(self, args):

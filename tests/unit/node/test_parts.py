@@ -236,11 +236,11 @@ def test_the_format_on_disk_is_pinned(tmp_path):
             "state": "creating", "volume_id": "V", "bytes": 1, "pool": "p", "token": "t",
             "target_bytes": None, "source_snapshot": None, "source_replica": None,
             "array_uuid": None, "array_name": None, "max_iops": 0, "max_bw": 0,
-            "revert": None, "reverted": None, "other_name": None,
+            "revert": None, "reverted": None, "other_name": None, "erase": "",
         }},
         "snapshots": {"S": {
             "state": "creating", "replica": "R", "snapshot_id": "I", "bytes": 1, "pool": "p",
-            "token": "t",
+            "token": "t", "erase": "",
         }},
         "exports": {"R H": {
             "state": "creating", "replica": "R", "host_nqn": "H", "io_class": "plain", "nsid": 1,

@@ -225,3 +225,74 @@ def test_names_are_stable_and_never_shared():
     held[other] = PoolRecord(vg=naming.group(other), path="/dev/c", serial="S")
     with pytest.raises(errors.ConfigError, match="taken"):
         new_name(disk, held)
+
+
+def replace(machine, name, serial):
+    """Another, empty disk in the place of one."""
+    machine.host.unplug(name)
+    disk = machine.host.add_disk(name)
+    disk.serial = serial
+    return disk
+
+
+def test_a_disk_that_was_replaced_is_a_new_pool_and_the_old_one_goes_with_its_last_replica(machine):
+    old = pool_on(machine, "vdb")
+    machine.node.replicas.put(R1, replica(pool=old))
+    machine.node.snapshots.put(S1, snapshot(R1))
+    machine.reboot()
+    replace(machine, "vdb", "NEW")
+    assert machine.start() == []
+    (problem,) = machine.node.problems()
+    assert "vdb (serial SN-vdb) was replaced" in problem
+    pools = {pool.name: pool.state for pool in machine.node.info().pools}
+    assert len(pools) == 3
+    assert pools[old] == "failed"
+    machine.kill()
+    assert machine.start() == []
+    assert old in machine.node.ctx.pools
+    machine.node.snapshots.delete(S1)
+    machine.node.replicas.delete(R1)
+    machine.kill()
+    assert machine.start() == []
+    assert old not in machine.node.ctx.pools
+    assert machine.node.problems() == []
+    data = machine.node.ctx.spec.data
+    assert (len(data.pools), data.replicas, data.snapshots) == (2, {}, {})
+    assert {pool.state for pool in machine.node.info().pools} == {"ok"}
+
+
+def test_a_disk_taken_out_of_the_configuration_is_forgotten_when_nothing_is_on_it(machine):
+    old = pool_on(machine, "vdb")
+    machine.node.replicas.put(R1, replica(pool=old))
+    machine.kill()
+    machine.options["disks"] = f"{machine.root}/dev/vdc"
+    assert machine.start() == []
+    assert machine.node.replicas.get(R1).state == "failed"
+    assert any("is not in option disks" in text for text in machine.node.problems())
+    start = len(machine.host.log)
+    machine.later()
+    machine.node.health.round()
+    assert not any("vdb" in line for line in machine.host.log[start:])
+    machine.node.replicas.delete(R1)
+    machine.kill()
+    assert machine.start() == []
+    assert old not in machine.node.ctx.pools
+    assert f"{machine.root}/dev/vdb" not in machine.node.ctx.spec.data.disks
+    # Given back, it is known by its group, and what is on it is told.
+    machine.kill()
+    machine.options["disks"] = f"{machine.root}/dev/vdb,{machine.root}/dev/vdc"
+    assert machine.start() == []
+    assert old in machine.node.ctx.pools
+    (problem,) = machine.node.problems()
+    assert f"r-{R1}" in problem
+    assert "not on record" in problem
+
+
+def test_a_disk_that_is_only_away_is_not_forgotten(machine):
+    old = pool_on(machine, "vdb")
+    machine.reboot()
+    machine.host.unplug("vdb")
+    for _ in range(2):
+        machine.start()
+        assert old in machine.node.ctx.pools
+        machine.kill()
