@@ -17,6 +17,7 @@ from kumo_provisioner.routes import (
     backends,
     common,
     events,
+    garbage,
     health,
     hosts,
     info,
@@ -53,6 +54,7 @@ ROUTES = (
     events,
     legacy,
     reconcile,
+    garbage,
     tokens,
 )
 

@@ -246,8 +246,22 @@ RECONCILE_OPTS = [
         "interval",
         default=30.0,
         min=0.2,
-        help="Seconds between two rounds that compare the record with the nodes and finish or "
-        "undo what was cut off.",
+        help="Seconds between two rounds that finish or undo what was cut off, and compare those "
+        "nodes with the record that have changed.",
+    ),
+    cfg.FloatOpt(
+        "full_interval",
+        default=600.0,
+        min=0.2,
+        help="Seconds after which a node is compared with the record although it has not changed.",
+    ),
+    cfg.IntOpt(
+        "garbage_grace_days",
+        default=7,
+        min=0,
+        help="Days after which an object that a node holds for us and no record knows is removed. "
+        "0: never. Nothing is removed while a node shows many of them; set 0 before the database "
+        "is restored from an old copy.",
     ),
     cfg.FloatOpt(
         "probe_interval",
@@ -289,7 +303,7 @@ RECONCILE_OPTS = [
         default=90,
         min=1,
         help="Days for which the uuid of a removed object is remembered. An object of that uuid "
-        "that a node shows later is removed; an object of unknown uuid is only reported.",
+        "that a node shows later is removed at once; any other unknown one is garbage.",
     ),
 ]
 

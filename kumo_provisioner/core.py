@@ -8,8 +8,10 @@ import threading
 from typing import Any
 
 from oslo_config import cfg
+from sqlalchemy import update
 
 from kumo_provisioner.clock import now_ms as now_ms
+from kumo_provisioner.db import models
 from kumo_provisioner.db.engine import Database
 from kumo_provisioner.instances import Instances
 from kumo_provisioner.leases import Leases
@@ -35,8 +37,6 @@ class Core:
     leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
     metrics: Metrics = dataclasses.field(default_factory=Metrics)
-    # Only one reconcile at a time.
-    reconciling: threading.Lock = dataclasses.field(default_factory=threading.Lock)
 
     instances: Instances | None = None
     leases: Leases | None = None
@@ -72,11 +72,17 @@ class Core:
         if self.db.is_sqlite:
             self.db.claim()
             self.db.upgrade()
+            self._look_everywhere()
             return
         self.db.check_schema()
         if self.instances is not None and self.leases is not None:
             self.instances.start()
             self.leases.start()
+
+    def _look_everywhere(self) -> None:
+        """What our predecessor was doing to which node, nobody knows."""
+        with self.db.write() as session:
+            session.execute(update(models.Backend).values(next_reconcile=0))
 
     def close(self) -> None:
         """End in order; leases that are still held count until they are noticed to be dead."""

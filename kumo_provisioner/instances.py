@@ -184,6 +184,9 @@ class Instances:
             if not gone.rowcount:  # type: ignore[attr-defined]
                 return
             # What it was doing to which node, nobody knows.
-            session.execute(update(models.Backend).values(next_reconcile=0))
+            session.execute(
+                update(models.Backend).values(next_reconcile=0),
+                execution_options={"synchronize_session": False},
+            )
         LOG.warning("Instance %s is dead; its work is free for others", uuid)
         self._on_death()

@@ -23,6 +23,7 @@ from kumo_provisioner.services import (
     events,
     holding,
     migration,
+    network,
     probing,
     tasks,
     tenants,
@@ -33,11 +34,11 @@ LOG = log.getLogger(__name__)
 # Wakes that come in a bunch cause one reconcile.
 SOAK_SECONDS = 0.5
 # Modules that have DUTIES.
-DUTY_MODULES = (probing, holding, tenants, tokens, events, tasks, migration, drain)
+DUTY_MODULES = (probing, holding, tenants, tokens, events, tasks, migration, drain, network)
 
 
 class Worker:
-    """A thread for reconciles and one for each duty, started and stopped with the application."""
+    """A thread that looks at nodes and one for each duty; they live as long as the application."""
 
     def __init__(self, core: Core, modules: tuple[object, ...] = DUTY_MODULES) -> None:
         self._core = core
@@ -85,7 +86,7 @@ class Worker:
 
     def _reconcile(self) -> None:
         while not self._stopping.is_set():
-            self._guarded("reconcile", lambda: reconcile.run(self._core))
+            self._guarded("reconcile", lambda: reconcile.tick(self._core, self._stopping.wait))
             self._core.wake.wait(self._core.conf.reconcile.interval)
             self._stopping.wait(SOAK_SECONDS)
             self._core.wake.clear()

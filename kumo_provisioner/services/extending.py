@@ -25,7 +25,7 @@ from kumo_provisioner import settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
-from kumo_provisioner.services import building, capacity, events, placing, tenants
+from kumo_provisioner.services import building, capacity, due, events, placing, tenants
 from kumo_provisioner.services.placing import Growth
 
 LOG = log.getLogger(__name__)
@@ -157,17 +157,18 @@ def attempt(
             )
         elif hopeless:
             _give_up(core, session, row)
-    _tell(core, f"Extension of volume {uuid} to {wanted} GiB", failed)
+    _tell(f"Extension of volume {uuid} to {wanted} GiB", failed)
+    if isinstance(failed, errors.InUseError):
+        # An export was left behind.
+        due.ask(core, [address.backend_id for address in addresses.values()])
     return grown, failed
 
 
-def _tell(core: Core, what: str, failed: errors.KumoError | None) -> None:
+def _tell(what: str, failed: errors.KumoError | None) -> None:
     if failed is None:
         LOG.info("%s: done", what)
         return
     LOG.warning("%s: %s", what, failed)
-    if isinstance(failed, errors.InUseError):
-        core.wake.set()
 
 
 def in_use(row: models.Volume) -> bool:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from oslo_log import log
-from sqlalchemy import select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from kumo_client import errors
@@ -23,6 +23,9 @@ from kumo_provisioner.nodes import Address, Call
 from kumo_provisioner.services import capacity, tenants
 
 LOG = log.getLogger(__name__)
+DAY_MS = 86_400_000
+# One short transaction.
+FORGET_AT_ONCE = 500
 
 
 def retire_volume(session: Session, volume: models.Volume) -> list[str]:
@@ -114,3 +117,14 @@ def confirm(core: Core, uuids: list[str]) -> None:
             capacity.give_back(session, row)
             row.done = now_ms()
             row.reserved_bytes = 0
+
+
+def forget_old(core: Core) -> None:
+    """Forget a number of objects that are gone for ``[reconcile] removal_memory_days``."""
+    oldest = now_ms() - core.conf.reconcile.removal_memory_days * DAY_MS
+    with core.db.read() as session:
+        query = select(models.Removal.uuid).where(models.Removal.done < oldest)
+        old = session.scalars(query.limit(FORGET_AT_ONCE)).all()
+    if old:
+        with core.db.write() as session:
+            session.execute(delete(models.Removal).where(models.Removal.uuid.in_(old)))

@@ -58,8 +58,15 @@ class FakeNodes:
         self.down = set()
         self.faults = {}
         self.calls = []
+        self.doubtful = set()
 
     def call(self, call, *, probing=False):
+        outcome = self._call(call)
+        if outcome.unknown and not probing:
+            self.doubtful.add(call[0].backend_id)
+        return outcome
+
+    def _call(self, call):
         address, function = call
         try:
             if address.port not in self.models:

@@ -18,6 +18,7 @@ from kumo_provisioner.services import (
     backends,
     hosts,
     publish,
+    removals,
     snapshots,
     targets,
     tenants,
@@ -325,7 +326,7 @@ def test_old_removals_are_forgotten(core, three):
     assert len(rows(core, models.Removal)) == 1
     with core.db.write() as session:
         for row in session.scalars(select(models.Removal)):
-            row.done -= 91 * reconcile.DAY_MS
+            row.done -= 91 * removals.DAY_MS
     reconcile.run(core)
     assert rows(core, models.Removal) == []
 

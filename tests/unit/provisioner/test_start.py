@@ -266,7 +266,7 @@ def test_the_worker_outlives_a_defect_and_stops(core, monkeypatch):
         seen.append(request_id.current())
         raise ZeroDivisionError
 
-    monkeypatch.setattr("kumo_provisioner.services.backends.probe", broken)
+    monkeypatch.setattr("kumo_provisioner.services.probing.probe", broken)
     monkeypatch.setattr("kumo_provisioner.worker.SOAK_SECONDS", 0.01)
     worker = Worker(core)
     worker.start()
