@@ -72,7 +72,7 @@ def migrate(core: Core, tenant: str, request: MigrateVolume) -> str:
 def start(
     core: Core, tenant: str, uuid: str, replica: str, destination: str = "", parent: str = ""
 ) -> str:
-    """Begin to move a leg; gives the id of the task.
+    """Begin to move a leg; gives the id of the task. Repeated, it is the same task.
 
     :param destination: the node it is to move to; empty: placement chooses.
     :param parent: the task that this one is a part of.
@@ -96,7 +96,10 @@ def _begin(
     tenant, uuid, replica = what
     volume = volumes.find(session, tenant, uuid)
     leg = replicas.find(volume, replica)
-    _refuse(session, volume, leg)
+    moving = _moving(session, volume)
+    if moving is not None and _is_asked(moving, leg, ask, parent):
+        return moving.uuid, False
+    _refuse(volume, leg, moving)
     if volume.publications:
         return _ask_host(core, session, volume, leg, ask, parent), False
     if leg.freshness == models.FRESH:
@@ -115,20 +118,29 @@ def _begin(
     return task.uuid, True
 
 
-def _refuse(session: Session, volume: models.Volume, leg: models.Replica) -> None:
+def _moving(session: Session, volume: models.Volume) -> models.Task | None:
+    query = select(models.Task).where(
+        models.Task.volume_id == volume.uuid,
+        models.Task.type.in_((wire.REMOTE_MIGRATION, wire.OFFLINE_MIGRATION)),
+        models.Task.state.in_(tasks.OPEN),
+    )
+    return session.scalar(query.limit(1))
+
+
+def _is_asked(task: models.Task, leg: models.Replica, ask: ReplicaAdd, parent: str) -> bool:
+    """Whether an open task is what is asked for, whose first answer may have been lost."""
+    to = tasks.tags(task).get("destinationBackendId", "")
+    return (task.replica_id, task.parent) == (leg.uuid, parent) and ask.backend_id in ("", to)
+
+
+def _refuse(volume: models.Volume, leg: models.Replica, moving: models.Task | None) -> None:
     """Refuse what is not possible whoever does it."""
     if leg.state == REPLICA_TERMINATING:
         raise errors.ConflictError(f"replica {leg.uuid} is {leg.state}", volume=volume.uuid)
     settling.refuse(volume, settling.EXTEND, settling.REVERT, settling.ADOPT, settling.RELEASE)
-    query = select(models.Task.uuid).filter_by(volume_id=volume.uuid)
-    moving = query.where(
-        models.Task.type.in_((wire.REMOTE_MIGRATION, wire.OFFLINE_MIGRATION)),
-        models.Task.state.in_(tasks.OPEN),
-    )
-    found = session.scalar(moving.limit(1))
-    if found is not None:
+    if moving is not None:
         raise errors.BusyError(
-            f"a replica of volume {volume.uuid} is moving already (task {found})",
+            f"a replica of volume {volume.uuid} is moving already (task {moving.uuid})",
             volume=volume.uuid,
             way_out="wait for the end of that task",
         )
