@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from kumo_provisioner import settling
-from kumo_provisioner.services import adoption, extending, replicas, revert
+from kumo_provisioner.services import adoption, caps, extending, replicas, revert
 
 SETTLERS: dict[str, settling.Settler] = {
     settling.EXTEND: extending.settle,
+    settling.LIMITS: caps.apply,
     settling.REVERT: revert.finish,
+    settling.REPLICAS: replicas.finish,
     settling.ADOPT: adoption.finish_adoption,
     settling.RELEASE: adoption.finish_release,
-    settling.REPLICAS: replicas.finish,
 }

@@ -8,11 +8,21 @@ from fastapi import Query
 from kumo_client.schemas import volume as wire
 from kumo_client.schemas.common import StatusAnswer
 from kumo_provisioner.edge import success
-from kumo_provisioner.routes.common import CoreArg, TenantArg, both, dump, router
-from kumo_provisioner.services import adoption, revert
+from kumo_provisioner.routes.common import CoreArg, IdPath, TenantArg, both, dump, router
+from kumo_provisioner.services import adoption, classes, revert
 
 routes = router("volumes")
 BackendQuery = Annotated[str | None, Query(alias="backendId", max_length=255)]
+
+
+@both(routes, "PUT", "/volumes/{uuid}", response_model=StatusAnswer)
+def modify(core: CoreArg, tenant: TenantArg, uuid: IdPath, body: wire.VolumeModify) -> Any:
+    """Change the storage class or the alias of a volume, attached or not.
+
+    ``description`` tells what a node gets later.
+    """
+    told = classes.modify(core, tenant, uuid, body)
+    return success() | {"description": told}
 
 
 @both(routes, "POST", "/revert_volume", response_model=StatusAnswer)

@@ -30,6 +30,7 @@ from kumo_provisioner.nodes import Address, Call, Outcome
 from kumo_provisioner.services import (
     building,
     capacity,
+    caps,
     events,
     guards,
     placing,
@@ -240,6 +241,7 @@ def finish_adoption(core: Core, uuid: str) -> None:
     outcome = core.nodes.call(call)
     if outcome.error is None:
         core.db.run(lambda session: _adopted(session, uuid, spec.name))
+        caps.apply_now_or_later(core, uuid)
         return
     if not guards.may_still_succeed(outcome):
         core.db.run(lambda session: _forget(session, uuid))
@@ -258,7 +260,7 @@ def _adopted(session: Session, uuid: str, name: str) -> None:
     row.status = models.AVAILABLE
     row.wish = {}
     settling.drop(row, settling.ADOPT)
-    if any(row.storage_class.get(cap) for cap in ("maxIOPSPerGB", "maxBWPerGB")):
+    if caps.capped(row):
         settling.add(row, settling.LIMITS)
     backend = row.replicas[0].backend
     events.record(

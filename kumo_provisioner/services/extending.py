@@ -25,7 +25,7 @@ from kumo_provisioner import settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
-from kumo_provisioner.services import building, capacity, due, events, placing, tenants
+from kumo_provisioner.services import building, capacity, caps, due, events, placing, tenants
 from kumo_provisioner.services.placing import Growth
 
 LOG = log.getLogger(__name__)
@@ -102,6 +102,7 @@ def finish(core: Core, uuid: str) -> None:
     _, failed = attempt(core, uuid)
     if failed is not None:
         raise failed
+    caps.apply_now_or_later(core, uuid)
 
 
 def settle(core: Core, uuid: str) -> None:
@@ -148,6 +149,8 @@ def attempt(
         if failed is None:
             row.capacity = wanted
             settling.drop(row, settling.EXTEND)
+            if caps.capped(row):
+                settling.add(row, settling.LIMITS)
             events.record(
                 session,
                 "volume.extended",
