@@ -201,6 +201,7 @@ class Adoption:
     def _forget(self, uuid: str) -> None:
         with self.ctx.spec.edit() as data:
             del data.replicas[uuid]
+            data.copies.pop(uuid, None)
 
     # Releasing.
 

@@ -24,6 +24,8 @@ from kumo_client.schemas.common import StatusAnswer, UuidText
 from kumo_client.schemas.node import (
     Adoptables,
     AdoptSpec,
+    Copy,
+    CopySpec,
     Export,
     ExportSpec,
     Inventory,
@@ -54,6 +56,7 @@ def make(node: Node, tokens: Tokens) -> FastAPI:
     _add_replicas(app, node)
     _add_snapshots(app, node)
     _add_adoption(app, node)
+    _add_copies(app, node)
     _add_errors(app)
     _add_edge(app, tokens)
     return app
@@ -119,6 +122,21 @@ def _add_adoption(app: FastAPI, node: Node) -> None:
     @app.put("/v1/replicas/{uuid}/release", summary="Give a replica up without deleting it")
     def release(uuid: Uuid, body: ReleaseSpec) -> StatusAnswer:
         node.adoption.release(uuid, body)
+        return StatusAnswer()
+
+
+def _add_copies(app: FastAPI, node: Node) -> None:
+    @app.put("/v1/copies/{uuid}", summary="Fill a replica from one of another node")
+    def put_copy(uuid: Uuid, body: CopySpec) -> Copy:
+        return node.copies.put(uuid, body)
+
+    @app.get("/v1/copies/{uuid}", summary="How far a copy is")
+    def get_copy(uuid: Uuid) -> Copy:
+        return node.copies.get(uuid)
+
+    @app.delete("/v1/copies/{uuid}", summary="Stop a copy and forget it")
+    def delete_copy(uuid: Uuid) -> StatusAnswer:
+        node.copies.delete(uuid)
         return StatusAnswer()
 
 

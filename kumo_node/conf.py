@@ -248,6 +248,18 @@ OPTS = [
         help="Lowest cap that is set, in KB/s in each direction; a lower one is raised to it, for "
         "the same reason.",
     ),
+    cfg.IntOpt(
+        "copy_parallel",
+        default=2,
+        min=1,
+        help="Copies from replicas of other nodes that are under way at one time; others wait.",
+    ),
+    cfg.IntOpt(
+        "copy_rate_mib",
+        default=200,
+        min=0,
+        help="MiB/s of one such copy; 0 is no limit. What hosts do has no other precedence.",
+    ),
     cfg.ListOpt(
         "disk_iops",
         default=[],

@@ -16,6 +16,7 @@ from kumo_node.pool import Pool
 from kumo_node.pools import Pools
 from kumo_node.spec import (
     ADOPTING,
+    COPY_RUNNING,
     READY,
     RELEASING,
     ExportRecord,
@@ -85,10 +86,11 @@ class Context:
         """The record of a replica on which nothing else is under way.
 
         :raises NotExistsError: there is none, or it is being made or deleted.
-        :raises BusyError: a revert was cut off and is not finished yet.
+        :raises BusyError: something was cut off and is not finished yet.
+        :raises InUseError: it is being filled by a copy.
         """
         record = self.replica(uuid)
-        refuse_unsettled(uuid, record)
+        self.refuse_unsettled(uuid, record)
         return record
 
     def refuse_exported(self, uuid: str, record: ReplicaRecord) -> None:
@@ -101,15 +103,25 @@ class Context:
                 way_out="Detach the volume first",
             )
 
+    def refuse_unsettled(self, uuid: str, record: ReplicaRecord) -> None:
+        """See that nothing is under way on a replica.
 
-def refuse_unsettled(uuid: str, record: ReplicaRecord) -> None:
-    """:raises BusyError: something on a replica was cut off and is not finished yet."""
-    if record.revert is not None:
-        raise errors.BusyError(
-            f"Replica {uuid} is being reverted", way_out="Repeat the call in a few seconds"
-        )
-    if record.state in (ADOPTING, RELEASING):
-        raise errors.BusyError(f"Replica {uuid} is {record.state}")
+        :raises BusyError: something was cut off and is not finished yet.
+        :raises InUseError: it is being filled by a copy.
+        """
+        if record.revert is not None:
+            raise errors.BusyError(
+                f"Replica {uuid} is being reverted", way_out="Repeat the call in a few seconds"
+            )
+        if record.state in (ADOPTING, RELEASING):
+            raise errors.BusyError(f"Replica {uuid} is {record.state}")
+        copy = self.spec.data.copies.get(uuid)
+        if copy is not None and copy.state == COPY_RUNNING:
+            raise errors.InUseError(
+                f"Replica {uuid} is being filled from {copy.source_replica}",
+                volume=record.volume_id,
+                way_out="Let the copy end, or stop it",
+            )
 
 
 def replica_lock(uuid: str) -> str:

@@ -31,6 +31,14 @@ ENV{{DM_UDEV_DISABLE_OTHER_RULES_FLAG}}="1"
 OPTIONS:="nowatch"
 LABEL="kumo_end"
 """
+# Before 60-persistent-storage.rules, which reads contents; the rules of md, LVM and others begin
+# from what it found.
+COPY_RULES = "run/udev/rules.d/12-kumo-node-copies.rules"
+_COPY_RULE = (
+    'SUBSYSTEM=="block", KERNEL=="nvme*", ATTRS{{subsysnqn}}=="{nqn}", '
+    'ENV{{UDEV_DISABLE_PERSISTENT_STORAGE_RULES_FLAG}}="1", ENV{{SYSTEMD_READY}}="0", '
+    'OPTIONS:="nowatch"\n'
+)
 
 
 class Kernel:
@@ -102,6 +110,21 @@ class Kernel:
             return
         for name in RULES:
             self._write(self.root / name, text)
+        self._reload_rules()
+
+    def hide_subsystems(self, nqns: Sequence[str]) -> None:
+        """Tell udev to leave the contents of these subsystems' namespaces alone.
+
+        :raises ConfigError: that cannot be done.
+        """
+        rules = "".join(_COPY_RULE.format(nqn=nqn) for nqn in nqns)
+        text = f"# Written by kumo-node for copies from other nodes.\n{rules}"
+        if self._text(COPY_RULES) == text.strip():
+            return
+        self._write(self.root / COPY_RULES, text)
+        self._reload_rules()
+
+    def _reload_rules(self) -> None:
         try:
             self.executor.run("udevadm", "control", "--reload")
         except CommandError as error:

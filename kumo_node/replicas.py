@@ -17,7 +17,7 @@ from kumo_client.schemas.node import (
     ReplicaSpec,
 )
 from kumo_node import md_superblock
-from kumo_node.context import Context, refuse_unsettled, replica_lock, snapshot_lock
+from kumo_node.context import Context, replica_lock, snapshot_lock
 from kumo_node.exports import Exports
 from kumo_node.lvm import TAG, made_tag, replica_name, snapshot_name
 from kumo_node.spec import (
@@ -136,7 +136,8 @@ class Replicas:
     def _compare(self, uuid: str, record: ReplicaRecord, wanted: ReplicaRecord) -> None:
         if record.state == DELETING:
             raise errors.BusyError(f"Replica {uuid} is being deleted")
-        refuse_unsettled(uuid, record)
+        if record.state != READY or record.revert is not None:
+            self.ctx.refuse_unsettled(uuid, record)
         if any(getattr(record, name) != getattr(wanted, name) for name in _WISHES):
             raise errors.ConflictError(
                 f"Replica {uuid} exists with another size, volume or source",
@@ -256,6 +257,7 @@ class Replicas:
         self.ctx.lvm_of(record).remove(replica_name(uuid), record.token)
         with self.ctx.spec.edit() as data:
             del data.replicas[uuid]
+            data.copies.pop(uuid, None)
 
     # Growing.
 
@@ -323,7 +325,7 @@ class Replicas:
             record = self.ctx.spec.data.replicas.get(uuid)
             if record is None:
                 return
-            refuse_unsettled(uuid, record)
+            self.ctx.refuse_unsettled(uuid, record)
             self.ctx.refuse_exported(uuid, record)
             if record.state == READY:
                 new = {"state": DELETING, "erase": self.ctx.erase}

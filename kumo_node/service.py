@@ -11,6 +11,7 @@ from oslo_config import cfg
 
 from kumo_client.schemas.node import (
     ABILITY_ADOPT,
+    ABILITY_COPY,
     ABILITY_LIMITS,
     ABILITY_REVERT,
     Inventory,
@@ -20,12 +21,14 @@ from kumo_client.schemas.node import Pool as WirePool
 from kumo_node.adoption import Adoption
 from kumo_node.conf import parse_portals
 from kumo_node.context import Context
+from kumo_node.copies import Copies
 from kumo_node.disks import Disks
 from kumo_node.erase import Erasing
 from kumo_node.executor import Executor, SubprocessExecutor
 from kumo_node.exports import Exports
 from kumo_node.health import Health, Pace
 from kumo_node.heartbeat import Heartbeats, Receiver
+from kumo_node.initiator import Initiator
 from kumo_node.kernel import Kernel
 from kumo_node.limits import Caps
 from kumo_node.locks import Locks
@@ -60,6 +63,7 @@ class Node:
     :param root: directory that stands for ``/``, for tests.
     :param disks: looks at disks; the real one when None.
     :param throttle: keeps caps; the real one when None.
+    :param initiator: connects to other nodes; the real one when None.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Node:
         configfs: Configfs | None = None,
         disks: Disks | None = None,
         throttle: Throttle | None = None,
+        initiator: Initiator | None = None,
     ) -> None:
         self.conf = conf
         self.version = version()
@@ -128,7 +133,15 @@ class Node:
             parse_rates("disk_iops", conf.disk_iops), parse_rates("disk_bw", conf.disk_bw)
         )
         self.heartbeats: Heartbeats | None = None
-        self.restore.after += [self.caps]
+        self.can_copy = False
+        self.copies = Copies(
+            self.ctx,
+            self.replicas,
+            initiator or Initiator(kernel, executor, root),
+            parallel=conf.copy_parallel,
+            rate=conf.copy_rate_mib << 20,
+        )
+        self.restore.after += [self.caps, self.copies]
         self.restore.before += [self.revert, self.adoption]
 
     def prepare(self) -> list[str]:
@@ -139,6 +152,7 @@ class Node:
         """
         self.ctx.kernel.load(self.ctx.portals)
         self.ctx.throttle.prepare()
+        self.can_copy = self.copies.initiator.possible()
         self.ctx.kernel.hide_volumes(self.ctx.pools.naming.pattern())
         self.ctx.pools.prepare(self.disks, self.conf.disks, self.conf.wipe_disks)
         self.health.round()
@@ -171,6 +185,7 @@ class Node:
             self.heartbeats.stop()
         self.usage.stop()
         self.erasing.stop()
+        self.copies.stop()
         self.health.stop()
         self.restore.stop()
         self.ctx.spec.close()
@@ -211,6 +226,8 @@ class Node:
         found = [ABILITY_REVERT, ABILITY_ADOPT]
         if self.ctx.throttle.works:
             found.append(ABILITY_LIMITS)
+        if self.can_copy:
+            found.append(ABILITY_COPY)
         return found
 
     def inventory(self) -> Inventory:

@@ -35,6 +35,7 @@ FORMAT = 1
 FILE = "spec.json"
 CREATING, READY, DELETING = "creating", "ready", "deleting"
 ADOPTING, RELEASING = "adopting", "releasing"
+COPY_RUNNING, COPY_DONE, COPY_FAILED = "running", "done", "failed"
 # One pool on each disk, or one pool over all disks.
 LAYOUT_DISK, LAYOUT_GROUP = "disk", "group"
 # How a volume is erased before it is removed.
@@ -109,6 +110,32 @@ class ExportRecord(Record):
     nsid: int
 
 
+class PortalRecord(BaseModel):
+    """An address of another node."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    ip: str
+    port: int
+    transport: str
+
+
+class CopyRecord(Record):
+    """A copy from a replica of another node; its key is the replica that is filled.
+
+    ``offset``: what lies before it is durable. ``reason``: why it has failed.
+    """
+
+    state: str = COPY_RUNNING
+    source_replica: str
+    subsystem_nqn: str
+    host_nqn: str
+    portals: tuple[PortalRecord, ...] = ()
+    bytes: int
+    offset: int = 0
+    reason: str = ""
+
+
 class DiskRecord(BaseModel):
     """A disk taken into the volume group. ``ready`` is False while that is under way."""
 
@@ -161,6 +188,7 @@ class Data(BaseModel):
     replicas: dict[str, ReplicaRecord] = {}
     snapshots: dict[str, SnapshotRecord] = {}
     exports: dict[str, ExportRecord] = {}
+    copies: dict[str, CopyRecord] = {}
     measured: dict[str, MeasuredRecord] = {}
     hosts: list[str] = []
 
@@ -259,12 +287,15 @@ class Spec:
         return self._data
 
     @contextlib.contextmanager
-    def edit(self) -> Iterator[Data]:
-        """A copy to change; it is on disk when the block has ended without an exception."""
+    def edit(self, *, counts: bool = True) -> Iterator[Data]:
+        """A copy to change; it is on disk when the block has ended without an exception.
+
+        :param counts: False when nothing that an inventory tells changes.
+        """
         with self._mutex:
             new = self._data.branch()
             yield new
-            new.generation += 1
+            new.generation += counts
             self._write(new)
             self._data = new
 

@@ -5,9 +5,12 @@ import pathlib
 
 from kumo_node import conf
 from kumo_node.disks import Disks
+from kumo_node.initiator import Initiator
+from kumo_node.kernel import Kernel
 from kumo_node.service import Node
 from kumo_node.throttle import Throttle
 from tests.fakes.node_cgroup import FakeCgroup
+from tests.fakes.node_fabrics import FakeFabrics
 from tests.fakes.node_lvm import FakeHost
 from tests.fakes.node_nvmet import FakeNvmet
 
@@ -41,6 +44,7 @@ class FakeMachine:
         self.node = None
         self.time = 0.0
         self.cgroup = FakeCgroup(self.host)
+        self.fabrics = FakeFabrics(self)
 
     def conf(self):
         text = "\n".join(f"{name} = {value}" for name, value in self.options.items())
@@ -62,6 +66,13 @@ class FakeMachine:
             configfs=self.nvmet,
             disks=Disks(self.host, self.host.is_held),
             throttle=self._throttle(options),
+            initiator=Initiator(
+                Kernel(self.host, self.root),
+                self.host,
+                self.root,
+                fabrics=self.fabrics,
+                sleep=lambda seconds: None,
+            ),
         )
         self.node.health.clock = lambda: self.time
         return self.node
@@ -90,4 +101,5 @@ class FakeMachine:
         """Power is lost and comes back; the daemon is not started yet."""
         self.kill()
         self.nvmet.load()
+        self.fabrics.reboot()
         self.host.boot()

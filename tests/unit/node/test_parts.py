@@ -221,6 +221,13 @@ def test_the_format_on_disk_is_pinned(tmp_path):
         data.layout = spec.LAYOUT_DISK
         data.disks["/dev/a"] = spec.DiskRecord(serial="S", ready=True)
         data.pools["p"] = spec.PoolRecord(vg="g", path="/dev/a", serial="S")
+        data.copies["R"] = spec.CopyRecord(
+            source_replica="Q",
+            subsystem_nqn="n",
+            host_nqn="h",
+            portals=(spec.PortalRecord(ip="i", port=1, transport="TCP"),),
+            bytes=1,
+        )
         data.measured["p"] = spec.MeasuredRecord(iops=7, bw=8)
         data.replicas["R"] = spec.ReplicaRecord(volume_id="V", bytes=1, pool="p", token="t")
         data.snapshots["S"] = spec.SnapshotRecord(
@@ -229,6 +236,11 @@ def test_the_format_on_disk_is_pinned(tmp_path):
         data.exports["R H"] = spec.ExportRecord(replica="R", host_nqn="H", io_class="plain", nsid=1)
     assert json.loads((tmp_path / "spec.json").read_text()) == {
         "format": 1, "generation": 1, "persistent_id": "P", "hosts": [], "layout": "disk",
+        "copies": {"R": {
+            "state": "running", "source_replica": "Q", "subsystem_nqn": "n", "host_nqn": "h",
+            "portals": [{"ip": "i", "port": 1, "transport": "TCP"}], "bytes": 1, "offset": 0,
+            "reason": "",
+        }},
         "measured": {"p": {"iops": 7, "bw": 8, "how": "", "at": 0}},
         "disks": {"/dev/a": {"serial": "S", "ready": True}},
         "pools": {"p": {"vg": "g", "path": "/dev/a", "serial": "S", "bytes": 0}},
