@@ -200,14 +200,16 @@ def heartbeat(core: Core, told: Heartbeat) -> None:
 
     if core.db.run(write):
         core.wake.set()
-    note_failed_pools(core)
+    note_failed_pools(core, told.persistent_id)
 
 
-def note_failed_pools(core: Core) -> None:
+def note_failed_pools(core: Core, backend_id: str | None = None) -> None:
     """Record that the replicas on pools that have failed are missing.
 
     Only the node itself says that a pool has failed; of a node that is away nothing is known. A
     volume at work is left for the next time.
+
+    :param backend_id: only those of this node.
     """
     query = (
         select(models.Replica.uuid, models.Replica.volume_id)
@@ -220,6 +222,8 @@ def note_failed_pools(core: Core) -> None:
         )
         .where(models.Pool.state == STATE_FAILED, models.Replica.absent.is_(False))
     )
+    if backend_id is not None:
+        query = query.where(models.Pool.backend_id == backend_id)
     with core.db.read() as session:
         found = session.execute(query).all()
     for uuid, volume_id in found:
