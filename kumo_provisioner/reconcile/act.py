@@ -29,6 +29,7 @@ from kumo_provisioner.reconcile.plan import (
     Report,
     SetLimits,
     VolumeAction,
+    is_there,
 )
 from kumo_provisioner.services import building, capacity, migration, publish, removals, replicas
 
@@ -104,7 +105,7 @@ def _note_state(core: Core, action: NoteState, counts: Counts) -> None:
     outcome = core.nodes.call((address, lambda node: node.replica(action.replica_id)))
     if outcome.error is not None and not isinstance(outcome.error, errors.NotExistsError):
         raise outcome.error
-    present = outcome.error is None
+    present = is_there(outcome.value)
     if present is not action.present:
         return
     with core.db.write() as session:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeGuard
 
-from kumo_client.schemas.node import Inventory, Limits, Replica
+from kumo_client.schemas.node import STATE_FAILED, Inventory, Limits, Replica
 from kumo_provisioner.db import models
 
 
@@ -120,7 +121,7 @@ def plan(wanted: Wanted, inventory: Inventory) -> list[Action]:
 
 def _plan_replica(wanted: WantedReplica, shown: Replica | None) -> list[VolumeAction]:
     ids = (wanted.volume_id, wanted.uuid)
-    if shown is None:
+    if not is_there(shown):
         return [] if wanted.absent else [NoteState(*ids, present=False)]
     actions: list[VolumeAction] = []
     if wanted.absent:
@@ -131,6 +132,11 @@ def _plan_replica(wanted: WantedReplica, shown: Replica | None) -> list[VolumeAc
     if wanted.limits is not None and wanted.limits != as_pair(shown.limits):
         actions.append(SetLimits(*ids))
     return actions
+
+
+def is_there(shown: Replica | None) -> TypeGuard[Replica]:
+    """Whether a node can serve a replica; one on a disk that has failed is in its record only."""
+    return shown is not None and shown.state != STATE_FAILED
 
 
 def as_pair(limits: Limits) -> tuple[int, int]:

@@ -186,6 +186,9 @@ def _state(
     text = f"pool {row.name} is {state}, was {row.state}{f': {why}' if why else ''}"
     level = {STATE_OK: INFO, STATE_FAILED: FATAL}.get(state, WARN)
     _event(session, backend, "pool.state", text, level, pool=row.name, state=state, was=row.state)
+    if STATE_FAILED in (state, row.state):
+        # What lies on it is gone, or is there again.
+        backend.next_reconcile = 0
     row.state = state
 
 

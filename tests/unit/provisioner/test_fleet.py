@@ -11,7 +11,7 @@ from kumo_client.naming import GIB
 from kumo_client.schemas.backend import BackendUpdate, DeclaredPool
 from kumo_client.schemas.host import HostProbe
 from kumo_client.schemas.node import Heartbeat
-from kumo_provisioner import worker
+from kumo_provisioner import reconcile, worker
 from kumo_provisioner.db import models
 from kumo_provisioner.services import backends, placing, probing, reports, volumes
 from kumo_provisioner.services.placing import Growth
@@ -223,6 +223,18 @@ def test_a_failed_pool_takes_its_replicas_along_and_no_others(core):
     assert [one.replica_id for one in told(core, "replica.state")] == [leg.uuid]
     beat(core, model)
     assert len(told(core, "replica.state")) == 1
+
+
+def test_the_replicas_of_a_failed_pool_are_there_again_with_it(core):
+    model = add_node(core)
+    uid = volumes.create(core, T, volume())
+    model.pools["pool"].state = "failed"
+    probing.probe(core)
+    for pool, replica in (("failed", "Missing"), ("ok", "Available")):
+        model.pools["pool"].state = pool
+        probing.probe(core)
+        reconcile.run(core)
+        assert shown(core, uid).location[0].replica_state == replica
 
 
 def test_the_last_leg_with_all_writes_stays_one(core):
