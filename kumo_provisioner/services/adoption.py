@@ -31,6 +31,7 @@ from kumo_provisioner.services import (
     building,
     capacity,
     caps,
+    due,
     events,
     guards,
     placing,
@@ -357,7 +358,7 @@ def finish_release(core: Core, uuid: str) -> None:
     if _all_refused(outcomes):
         core.db.run(lambda session: _keep(session, uuid))
     else:
-        core.wake.set()
+        due.ask(core, [address.backend_id for address, _ in calls.values()])
     raise failed
 
 

@@ -133,6 +133,7 @@ def begin(
             volume=volume.uuid,
             way_out="make a replicated volume and copy the data, or migrate the volume",
         )
+    settling.refuse(volume, settling.REVERT)
     legs.check_add(volume.uuid, volume.replicas)
     task = migration_task(session, volume.uuid)
     old = old or _replaced(volume, task)

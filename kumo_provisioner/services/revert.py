@@ -32,6 +32,7 @@ from kumo_provisioner.services import (
     building,
     capture,
     copies,
+    due,
     events,
     guards,
     removals,
@@ -151,7 +152,8 @@ def finish(core: Core, uuid: str) -> None:
     outcomes = core.nodes.call_all(calls)
     failed = building.first_error(outcomes)
     if any(guards.may_still_succeed(outcome) for outcome in outcomes.values()):
-        core.wake.set()
+        # A replica that is in use has an export that was left behind.
+        due.ask(core, [address.backend_id for address, _ in calls.values()])
         raise failed or errors.InternalError("a call that failed has no error", volume=uuid)
     done = [leg for leg, outcome in outcomes.items() if outcome.error is None]
     if not done:

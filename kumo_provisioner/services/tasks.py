@@ -251,7 +251,16 @@ def note(session: Session, row: models.Task, request: wire.TaskUpdate) -> None:
 
 
 # What a task is about stays as it was given: existing agents fill in a wrong replica.
-_FIXED = ("volId", "replicaId", "volumeAlias", "destinationBackendId", "newReplicaId")
+_FIXED = (
+    "volId",
+    "replicaId",
+    "volumeAlias",
+    "destinationBackendId",
+    "newReplicaId",
+    "snapshotId",
+    "holdSeconds",
+    "legs",
+)
 
 
 def _ours(row: models.Task) -> dict[str, str]:

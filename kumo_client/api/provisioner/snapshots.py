@@ -14,10 +14,11 @@ class Snapshots(Volumes):
     """Calls about snapshots."""
 
     def create_snapshot(self, create: SnapshotCreate) -> None:
-        """Take a snapshot.
+        """Take a snapshot, of an attached volume too.
 
-        :raises NotCoherentError: the volume is replicated and attached, and its host cannot hold
-            writes for the moment.
+        ``coherent`` of the snapshot tells whether all replicas in sync were captured alike.
+
+        :raises StaleError: no replica of the volume is in sync.
         """
         create = with_id(create, "snapshot_id")
         self._create(

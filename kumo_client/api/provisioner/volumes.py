@@ -93,7 +93,8 @@ class Volumes(Base):
     def revert_volume(self, volume: str, snapshot: str) -> StatusAnswer:
         """Make a volume what its snapshot is (capability ``revert-volume``).
 
-        :raises InUseError: the volume is published, or has a newer snapshot.
+        :raises InUseError: the volume is published.
+        :raises ConflictError: the snapshot is of another volume.
         :raises NotExistsError: there is no such volume or snapshot.
         """
         self.need(info_schema.CAPABILITY_REVERT)
@@ -149,7 +150,7 @@ class Volumes(Base):
     def clone_volume(self, create: CloneCreate) -> None:
         """Make a volume with the contents of another.
 
-        :raises NotCoherentError: the source is replicated and attached.
+        :raises StaleError: no replica of the source is in sync.
         """
         create = with_id(create, "volume_id")
         path = self._of_tenant("/clone_volume")

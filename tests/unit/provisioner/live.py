@@ -7,6 +7,7 @@ import time
 
 from sqlalchemy import select
 
+from kumo_client import errors
 from kumo_client.schemas import task as wire
 from kumo_client.schemas.host import (
     ABILITY_ARRAY_REPORT,
@@ -15,8 +16,8 @@ from kumo_client.schemas.host import (
     HostProbe,
 )
 from kumo_client.schemas.node import ArrayIdentity
-from kumo_provisioner.core import now_ms
 from kumo_provisioner.db import models
+from kumo_provisioner.services import migration
 from tests.unit.provisioner.stories import node_of, shown
 
 ABLE = HostProbe(
@@ -74,10 +75,9 @@ def note_volume(core, uid, **values):
 
 
 class Agent(threading.Thread):
-    """An imitation of a host's agent that holds writes, straight on the record.
+    """An imitation of a host's agent that holds writes.
 
-    :param held: what it does instead of answering RUNNING: a task state to report, None to be
-        silent.
+    :param answer: the state that it reports when asked; None to be silent.
     :param last: seconds that its hold lasts; 0: it has ended before it looks again.
     """
 
@@ -109,13 +109,12 @@ class Agent(threading.Thread):
         with self.core.db.read() as session:
             return session.scalars(query).all()
 
-    def report(self, task, **values):
-        with self.core.db.write() as session:
-            row = session.get_one(models.Task, task.uuid)
-            if row.state in (wire.IDLE, wire.RUNNING):
-                row.updated = now_ms()
-                for key, value in values.items():
-                    setattr(row, key, value)
+    def report(self, task, state, status=None):
+        update = wire.TaskUpdate(
+            task_id=task.uuid, host_id=task.host_id, state=state, task_status=status
+        )
+        with contextlib.suppress(errors.NotExistsError):
+            migration.update_task(self.core, update)
 
     def hold(self, task):
         deadline = time.monotonic() + self.last
@@ -125,7 +124,7 @@ class Agent(threading.Thread):
         if self.answer is None:
             self.stopping.wait()
             return
-        self.report(task, state=self.answer)
+        self.report(task, self.answer)
         if self.dies:
             self.stopping.set()
             return
@@ -137,9 +136,9 @@ class Agent(threading.Thread):
             time.sleep(0.002)
         self.holding.clear()
         if taken:
-            self.report(task, state=wire.FINISHED, task_status="Success")
+            self.report(task, wire.FINISHED, "Success")
         else:
-            self.report(task, state=wire.FAILED, task_status="HoldExpired")
+            self.report(task, wire.FAILED, "HoldExpired")
 
 
 class KilledError(BaseException):

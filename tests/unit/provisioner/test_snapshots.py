@@ -198,7 +198,7 @@ def test_held_writes_make_the_legs_alike(core, three):
     assert (tags["volId"], tags["snapshotId"], tags["holdSeconds"]) == (uid, snap, "10")
     assert sorted(tags["legs"].split(",")) == sorted(one.uuid for one in rows_of(core, uid))
     told = [one.type for one in rows(core, models.Event) if one.host_id and one.volume_id]
-    assert told == ["task.created"]
+    assert told == ["task.created", "task.finished"]
     assert rows(core, models.Task)[0].state == wire.FINISHED
 
 
