@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import anyio.to_thread
 from fastapi import FastAPI
 
-from kumo_provisioner import auth, edge
+from kumo_provisioner import auth, edge, permissions
 from kumo_provisioner.core import Core
 from kumo_provisioner.metrics import record
 from kumo_provisioner.observer import Observer
@@ -107,4 +108,25 @@ def describe() -> FastAPI:
     app.include_router(common.prefixed_router())
     firsts = common.first_segments(module.routes for module in ROUTES)
     app.state.resources = firsts | {"openapi.json"}
+    make_document = app.openapi
+
+    def document() -> dict[str, Any]:
+        return _corrected(make_document())
+
+    app.openapi = document  # type: ignore[method-assign]
     return app
+
+
+def _corrected(document: dict[str, Any]) -> dict[str, Any]:
+    """Without what the web framework announces and the edge never answers; with the tokens."""
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            operation["responses"].pop("422", None)
+            if path.strip("/") in permissions.OPEN:
+                operation["security"] = []
+    parts = document["components"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        parts["schemas"].pop(name, None)
+    parts["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    document["security"] = [{"token": []}]
+    return document

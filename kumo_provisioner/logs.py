@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import datetime
+import json
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -18,6 +20,7 @@ def setup(conf: cfg.ConfigOpts, secrets: Iterable[str] = ()) -> None:
 
     :param secrets: texts that must not appear in a log.
     """
+    secrets = list(secrets)
     log.setup(conf, "kumo-provisioner")
     make = logging.getLogRecordFactory()
 
@@ -31,6 +34,39 @@ def setup(conf: cfg.ConfigOpts, secrets: Iterable[str] = ()) -> None:
     hiding = redact.RedactingFilter(secrets)
     for handler in logging.getLogger().handlers:
         handler.addFilter(hiding)
+        if conf.logging.json:
+            handler.setFormatter(JsonFormatter(secrets))
     # Each line of the client library names the request itself.
     logging.getLogger("urllib3").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+class JsonFormatter(logging.Formatter):
+    """A record as one line of JSON: ``time`` (UTC), ``level``, ``logger``, ``requestId``,
+    ``message``, and where there are any ``fields`` and ``exception``.
+
+    Message and exception were redacted by the filter of the handler.
+
+    :param secrets: texts that must not appear in the fields either.
+    """
+
+    def __init__(self, secrets: Iterable[str] = ()) -> None:
+        super().__init__()
+        self._secrets = list(secrets)
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        told: dict[str, Any] = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname,
+            "logger": record.name,
+            "requestId": getattr(record, "request_id", None) or "",
+            "message": record.getMessage(),
+        }
+        fields = getattr(record, "fields", None)
+        if isinstance(fields, dict):
+            told["fields"] = redact.json_value(fields, self._secrets)
+        if record.exc_text or record.exc_info:
+            text = record.exc_text or self.formatException(record.exc_info)  # type: ignore[arg-type]
+            told["exception"] = text
+        return json.dumps(told, ensure_ascii=False, default=str)

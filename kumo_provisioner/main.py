@@ -19,6 +19,7 @@ from kumo_client import errors
 from kumo_provisioner import app, auth, conf, init, logs, nodes, server, token_commands
 from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
+from kumo_provisioner.services import watch
 
 LOG = log.getLogger(__name__)
 # Longer than clients keep an idle connection, so that it is never ours that closes under them.
@@ -120,7 +121,7 @@ def _server(config: uvicorn.Config, core: Core) -> server.Server:
     made.patience = 2 * core.conf.nodes.budget + core.conf.server.lock_timeout
     made.grace = core.conf.server.shutdown_grace
     made.on_leaving = core.leaving.set
-    made.on_stopping = core.stopping.set
+    made.on_stopping = lambda: _let_nobody_wait(core)
     return made
 
 
@@ -138,6 +139,11 @@ def _client_certificates(options: cfg.ConfigOpts) -> ssl.VerifyMode:
             way_out="name the authority of client certificates, or set client_certificates to no",
         ) from exc
     return ssl.CERT_REQUIRED if wanted == "required" else ssl.CERT_OPTIONAL
+
+
+def _let_nobody_wait(core: Core) -> None:
+    core.stopping.set()
+    watch.end()
 
 
 def _check_tls(options: cfg.ConfigOpts) -> tuple[str, str]:
