@@ -117,11 +117,24 @@ def describe() -> FastAPI:
     return app
 
 
+TENANT_PARAMETER = {
+    "name": "tenantId",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
+}
+
+
 def _corrected(document: dict[str, Any]) -> dict[str, Any]:
-    """Without what the web framework announces and the edge never answers; with the tokens."""
+    """Without what the web framework announces and the edge never answers; with the tokens, and
+    the tenants, whom no handler takes as a parameter."""
+    if "securitySchemes" in document["components"]:
+        return document
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"].pop("422", None)
+            if "{tenantId}" in path:
+                operation.setdefault("parameters", []).insert(0, TENANT_PARAMETER)
             if path.strip("/") in permissions.OPEN:
                 operation["security"] = []
     parts = document["components"]
