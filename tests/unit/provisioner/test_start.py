@@ -8,7 +8,6 @@ import pytest
 import sqlalchemy
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from oslo_config import cfg
 
 from kumo_client import errors, request_id
 from kumo_provisioner import app, auth, conf, logs, main, nodes
@@ -241,7 +240,9 @@ def test_each_record_has_the_request_id_and_no_secret(monkeypatch):
     handler = logging.StreamHandler()
     monkeypatch.setattr(logs.log, "setup", lambda *_: root.addHandler(handler))
     try:
-        logs.setup(cfg.ConfigOpts(), secrets=["hush"])
+        options = conf.make()
+        options([], project="x", default_config_files=[])
+        logs.setup(options, secrets=["hush"])
         with request_id.use(None) as current:
             record = logging.getLogger("x").makeRecord(
                 "x", logging.INFO, "f", 1, "token is %s", ("hush",), None
