@@ -54,17 +54,11 @@ def _list(provisioner: Provisioner, args: argparse.Namespace) -> None:
         "volume_id": _volume_id(provisioner, args.volume) if args.volume else None,
         "level": args.level,
     }
-    try:
-        events, last = _known(provisioner, args, filters)
-        if not args.follow:
-            output.show_list(events, COLUMNS, args.format)
-            return
-        _print_lines(events, args.format)
-    except KeyboardInterrupt:
-        if args.follow:
-            return
-        raise
-    _follow(provisioner, last, args.format, filters)
+    if args.follow:
+        _follow(provisioner, args, filters)
+        return
+    events, _ = _known(provisioner, args, filters)
+    output.show_list(events, COLUMNS, args.format)
 
 
 def _known(
@@ -108,17 +102,20 @@ def _volume_id(provisioner: Provisioner, text: str) -> str:
     return text.lower() if find.is_uuid(text) else find.volume(provisioner, text).uuid
 
 
-def _follow(
-    provisioner: Provisioner, since: int, output_format: str, filters: dict[str, Any]
-) -> None:
+def _follow(provisioner: Provisioner, args: argparse.Namespace, filters: dict[str, Any]) -> None:
+    """Print what there is and what comes, until Ctrl-C; then say where to go on."""
+    since = args.since
     try:
+        events, last = _known(provisioner, args, filters)
         while True:
-            page = _next(provisioner, since, filters)
+            _print_lines(events, args.format)
+            since = last
+            page = _next(provisioner, last, filters)
             _tell_loss(page)
-            _print_lines(page.events, output_format)
-            since = page.last
+            events, last = page.events, page.last
     except KeyboardInterrupt:
-        output.note(f"go on with --since {since}")
+        if since is not None:
+            output.note(f"go on with --since {since}")
 
 
 def _print_lines(events: list[Event], output_format: str) -> None:

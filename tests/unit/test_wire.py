@@ -216,10 +216,6 @@ MISSING = {
 }
 
 
-# Not offered yet.
-PENDING = {"modify-volume", "garbage"} - set(info_service.CAPABILITIES)
-
-
 @pytest.fixture(scope="module")
 def document():
     return app.describe().openapi()
@@ -285,8 +281,6 @@ def test_every_call_is_looked_at():
 
 @pytest.mark.parametrize("name", CALLS)
 def test_what_is_sent_is_taken(api, network, document, name):
-    if any(pending.partition("-")[0] in name for pending in PENDING):
-        pytest.skip("not offered yet")
     if name != "info":
         api.info()
         network.requests.clear()
@@ -306,8 +300,6 @@ def test_what_is_sent_is_taken(api, network, document, name):
 @pytest.mark.parametrize("line", KUMOSCALE.split("\n")[1:-1])
 def test_the_paths_of_kumoscale(document, line):
     method, path, *tenants = line.split()
-    if line.startswith("PUT /volumes") and PENDING:
-        pytest.skip("not offered yet")
     wanted = [path, *([f"/{{}}{path}"] if tenants else [])]
     there = {
         (method.upper(), re.sub(r"\{[^}]*\}", "{}", template))
@@ -322,6 +314,6 @@ def test_the_paths_of_kumoscale(document, line):
 
 
 def test_all_extensions_are_offered_and_described():
-    assert set(info_service.CAPABILITIES) | PENDING == CAPABILITIES
+    assert set(info_service.CAPABILITIES) == CAPABILITIES
     page = (DOC / "api/index.rst").read_text()
     assert [name for name in sorted(CAPABILITIES) if f"``{name}``" not in page] == []

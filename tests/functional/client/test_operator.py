@@ -93,11 +93,6 @@ def nodes(fleet, kumo):
     return made
 
 
-def _offered(kumo, capability):
-    if capability not in kumo.json("info")["capabilities"]:
-        pytest.skip(f"{capability} is not offered yet")
-
-
 def held(node):
     return set(node.state.replicas)
 
@@ -144,7 +139,6 @@ def test_the_life_of_a_volume(kumo, nodes, provisioner):
     sold = sum(pool["soldIOPS"] for pool in kumo.json("backend", "pools"))
     assert sold == 80
     assert kumo.json("volume", "extend", "v", 6)["capacity"] == 6
-    _offered(kumo, "modify-volume")
     changed = kumo.json("volume", "set", "v", "--max-iops-per-gib", 100, "--alias", "w")
     assert (changed["alias"], changed["maxIOPS"]) == ("w", 600)
     assert "replicas" not in kumo.refused("volume", "delete", "w", code=2)
@@ -245,7 +239,6 @@ def test_tenants_have_budgets_and_tokens(kumo, nodes, provisioner):
 
 
 def test_garbage_is_found_kept_and_removed(kumo, nodes):
-    _offered(kumo, "garbage")
     node = nodes[0]
     spare, wanted = str(uuid.uuid4()), str(uuid.uuid4())
     for uid in (spare, wanted):
@@ -296,7 +289,6 @@ def test_events_are_followed_while_things_happen(kumo, nodes):
 
 
 def test_what_the_server_says_of_itself(kumo, nodes):
-    _offered(kumo, "garbage")
     info = kumo.json("info")
     for name in ("drain", "dry-run", "events", "garbage", "paging", "tokens", "adopt-volume"):
         assert name in info["capabilities"]
