@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import configparser
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -34,14 +35,26 @@ class ProvisionerProcess:
     """``kumo-provisioner`` over HTTPS on loopback, with what ``init`` makes.
 
     ``.client`` is a kumo_client Provisioner, ``.url``, ``.token`` and ``.ca_file`` serve others.
+
+    :param options: by section of the configuration; ``database`` has the URL of a database that
+        several instances share.
+    :param beside: another instance, whose certificates and tokens this one has, too.
     """
 
-    def __init__(self, directory: Path, options: dict[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        options: dict[str, dict[str, Any]] | None = None,
+        beside: ProvisionerProcess | None = None,
+    ) -> None:
         self.directory = directory
         with socket.socket() as probe:
             probe.bind((ADDRESS, 0))
             self.port: int = probe.getsockname()[1]
-        init.make(directory, [ADDRESS], [ADDRESS], self.port)
+        if beside is None:
+            init.make(directory, [ADDRESS], [ADDRESS], self.port)
+        else:
+            shutil.copytree(beside.directory, directory, ignore=shutil.ignore_patterns("*.log"))
         self.url = f"https://{ADDRESS}:{self.port}"
         self.ca_file = str(directory / "ca.pem")
         self.token = (directory / "admin.token").read_text().strip()
@@ -52,6 +65,7 @@ class ProvisionerProcess:
         self.fleet: Fleet | None = None
         self.configure(TEST_OPTIONS)
         self.configure(options or {})
+        self.configure({"server": {"listen_port": self.port}})
         self.client = self.new_client()
 
     def configure(self, options: dict[str, dict[str, Any]]) -> None:
