@@ -15,6 +15,8 @@ from typing import Any
 import uvicorn
 from oslo_log import log
 
+from kumo_provisioner.services import watch
+
 LOG = log.getLogger(__name__)
 
 
@@ -52,6 +54,7 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
+        watch.end()
         self.on_stopping()
         LOG.info("Ending; %s requests are at work", len(self.server_state.tasks))
         deadline = time.monotonic() + self.patience

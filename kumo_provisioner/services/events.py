@@ -13,7 +13,6 @@ import dataclasses
 import json
 from typing import Any
 
-import sqlalchemy
 from oslo_log import log
 from sqlalchemy import ColumnElement, delete, func, or_, select
 from sqlalchemy.orm import Session
@@ -127,25 +126,20 @@ def number(core: Core) -> int:
     with core.db.read() as session:
         if session.scalar(select(models.Event.id).filter_by(seq=0).limit(1)) is None:
             return _value(session, NUMBER)
-    try:
-        return _number(core)
-    except sqlalchemy.exc.IntegrityError:
-        # Another instance made the counter at this moment.
-        return _number(core)
-
-
-def _number(core: Core) -> int:
     while True:
-        with core.db.write() as session:
-            counter = _counter(session, NUMBER)
-            query = select(models.Event).filter_by(seq=0).order_by(models.Event.id).limit(AT_ONCE)
-            rows = session.scalars(query).all()
-            for row in rows:
-                counter.value += 1
-                row.seq = counter.value
-            last = counter.value
-        if len(rows) < AT_ONCE:
+        last, count = core.db.run(_number_some)
+        if count < AT_ONCE:
             return last
+
+
+def _number_some(session: Session) -> tuple[int, int]:
+    counter = _counter(session, NUMBER)
+    query = select(models.Event).filter_by(seq=0).order_by(models.Event.id).limit(AT_ONCE)
+    rows = session.scalars(query).all()
+    for row in rows:
+        counter.value += 1
+        row.seq = counter.value
+    return counter.value, len(rows)
 
 
 def _value(session: Session, name: str) -> int:

@@ -105,9 +105,10 @@ def terminating(legs: Iterable[Replica]) -> Replica | None:
     return next((leg for leg in legs if leg.state == REPLICA_TERMINATING), None)
 
 
-def check_add(volume_id: str, legs: Sequence[Replica]) -> None:
+def check_add(volume_id: str, legs: Sequence[Replica], old: Replica | None = None) -> None:
     """Refuse one more leg.
 
+    :param old: goes at once, so it may be a spare itself.
     :raises TooManyReplicasError: there are as many as there may be, or a spare is there already.
     :raises StaleError: no leg is in sync, so there is nothing to synchronise it from.
     """
@@ -116,7 +117,7 @@ def check_add(volume_id: str, legs: Sequence[Replica]) -> None:
             f"volume {volume_id} has {len(legs)} replicas; more are not possible",
             volume=volume_id,
         )
-    unused = spare(legs)
+    unused = spare(leg for leg in legs if leg is not old)
     if unused is not None:
         raise errors.TooManyReplicasError(
             f"replica {unused.uuid} of volume {volume_id} is not in sync yet",

@@ -134,7 +134,7 @@ def begin(
             way_out="make a replicated volume and copy the data, or migrate the volume",
         )
     settling.refuse(volume, settling.REVERT)
-    legs.check_add(volume.uuid, volume.replicas)
+    legs.check_add(volume.uuid, volume.replicas, old)
     task = migration_task(session, volume.uuid)
     old = old or _replaced(volume, task)
     if task is not None and not request.backend_id:

@@ -20,6 +20,7 @@ from oslo_log import log
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
+from kumo_client import errors
 from kumo_provisioner.core import Core
 
 LOG = log.getLogger(__name__)
@@ -89,7 +90,7 @@ class Watcher:
             self._nudge.clear()
             try:
                 head = await anyio.to_thread.run_sync(self._head)
-            except SQLAlchemyError as exc:
+            except (SQLAlchemyError, errors.KumoError) as exc:
                 # The database may be away for a moment; those who wait look for themselves later.
                 LOG.warning("Events cannot be looked for now: %s", exc)
                 head = seen
