@@ -13,12 +13,13 @@ from typing import TypeVar
 
 import sqlalchemy
 from oslo_log import log
+from sqlalchemy import event
 from sqlalchemy.engine import make_url
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.orm.exc import StaleDataError
 
 from kumo_client import errors
-from kumo_provisioner.db import dialects, failures, fence, schema
+from kumo_provisioner.db import dialects, failures, fence, generation, schema
 
 LOG = log.getLogger(__name__)
 T = TypeVar("T")
@@ -55,6 +56,7 @@ class Database:
         self.lease_engine = self._engines.leases
         self._reader = sessionmaker(self._engines.reading, expire_on_commit=False)
         self._writer = sessionmaker(self._engines.writing, expire_on_commit=False)
+        event.listen(self._writer, "before_flush", generation.bump)
 
     @contextmanager
     def read(self) -> Iterator[Session]:

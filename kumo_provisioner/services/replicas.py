@@ -29,6 +29,7 @@ from kumo_client.schemas.volume import (
 from kumo_provisioner import settling
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
+from kumo_provisioner.nodes import Address
 from kumo_provisioner.services import (
     building,
     capacity,
@@ -480,7 +481,8 @@ def finish(core: Core, uuid: str) -> None:
             if leg.freshness == models.BLANK and leg.state == REPLICA_UNKNOWN
         ]
     for leg in begun:
-        make(core, uuid, leg)
+        if _lacks(core, leg):
+            make(core, uuid, leg)
     while True:
         with core.db.write() as session:
             volume = session.get_one(models.Volume, uuid)
@@ -494,6 +496,19 @@ def finish(core: Core, uuid: str) -> None:
             make(core, uuid, added)
         elif not gone:
             return
+
+
+def _lacks(core: Core, uuid: str) -> bool:
+    """Whether the node of a leg does not have it. It may have been made from a source.
+
+    :raises KumoError: the node could not be asked.
+    """
+    with core.db.read() as session:
+        address = Address.of(session.get_one(models.Replica, uuid).backend)
+    outcome = core.nodes.call((address, lambda node: node.replica(uuid)))
+    if outcome.error is not None and not isinstance(outcome.error, errors.NotExistsError):
+        raise outcome.error
+    return outcome.error is not None
 
 
 def _present(volume: models.Volume) -> list[models.Replica]:

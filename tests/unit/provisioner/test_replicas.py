@@ -158,6 +158,45 @@ def test_a_leg_whose_making_was_cut_off_is_made_later(core, attached):
     assert shown(core, attached).unsettled == ""
 
 
+def test_only_what_a_node_lacks_is_made_later(core, attached):
+    degraded(core, attached)
+    with core.db.write() as session:
+        new = replicas.begin(core, session, volumes.find(session, T, attached), ADD)
+    port = ports(core, node_of(core, places(core, attached)[new.uuid]))
+    core.nodes.faults[port, "replica"] = "lost request"
+    with pytest.raises(errors.BackendUnavailableError):
+        replicas.finish(core, attached)
+    core.nodes.faults.clear()
+    replicas.finish(core, attached)
+    with core.db.write() as session:
+        settling.add(volumes.find(session, T, attached), settling.REPLICAS)
+    core.nodes.calls.clear()
+    replicas.finish(core, attached)
+    assert (port, "put_replica") not in core.nodes.calls
+
+
+def test_every_change_of_a_volume_raises_its_generation(core, three):
+    uid = volumes.create(core, T, volume(replicas=2))
+
+    def generation():
+        with core.db.read() as session:
+            return session.get_one(models.Volume, uid).generation
+
+    seen = [generation()]
+    leg = next(iter(places(core, uid)))
+    for change in (
+        lambda: published(core, uid),
+        lambda: report(core, uid, leg, "Missing"),
+        lambda: volumes.extend(core, T, uid, 2),
+        lambda: unpublish(core, uid),
+    ):
+        change()
+        seen.append(generation())
+    assert seen == sorted(set(seen))
+    shown(core, uid)
+    assert generation() == seen[-1]
+
+
 def test_a_volume_gets_as_many_legs_as_are_wanted(core, four):
     uid = volumes.create(core, T, volume(replicas=2))
     for wanted in (3, 2):
