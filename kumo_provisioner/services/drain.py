@@ -37,10 +37,9 @@ def start(core: Core, backend_id: str) -> str:
 
     :raises NotExistsError: there is no such backend.
     """
+    _need(core, backend_id)
     with core.locks.hold(f"drain:{backend_id}"), core.db.write() as session:
-        row = session.get(models.Backend, backend_id)
-        if row is None:
-            raise backends.missing(backend_id)
+        row = session.get_one(models.Backend, backend_id)
         known = _task(session, backend_id)
         if known is not None:
             return known.uuid
@@ -70,10 +69,9 @@ def stop(core: Core, backend_id: str) -> None:
     :raises NotExistsError: there is no such backend.
     :raises ConflictError: it is not being drained.
     """
+    _need(core, backend_id)
     with core.locks.hold(f"drain:{backend_id}"), core.db.write() as session:
-        row = session.get(models.Backend, backend_id)
-        if row is None:
-            raise backends.missing(backend_id)
+        row = session.get_one(models.Backend, backend_id)
         task = _task(session, backend_id)
         if row.mode != models.DRAINING and task is None:
             raise errors.ConflictError(f"backend {backend_id} is not being drained")
@@ -87,6 +85,12 @@ def stop(core: Core, backend_id: str) -> None:
             f"backend {row.name or backend_id} is no longer being emptied",
             backend=backend_id,
         )
+
+
+def _need(core: Core, backend_id: str) -> None:
+    with core.db.read() as session:
+        if session.get(models.Backend, backend_id) is None:
+            raise backends.missing(backend_id)
 
 
 def _task(session: Session, backend_id: str) -> models.Task | None:
