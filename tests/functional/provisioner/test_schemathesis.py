@@ -121,14 +121,14 @@ CHOICE = st.none() | st.integers(0, 2)
 
 @schema.exclude(path_regex=OF_A_TENANT).given(choice=CHOICE)
 @schema.exclude(path_regex=OF_A_TENANT).parametrize()
-@bounded(25)
+@bounded(12)
 def test_requests_of_all_kinds(world, case, choice):
     world.ask(case, choice)
 
 
 @schema.include(path_regex=OF_A_TENANT).given(choice=CHOICE)
 @schema.include(path_regex=OF_A_TENANT).parametrize()
-@bounded(5)
+@bounded(4)
 def test_with_a_tenant_in_front(world, case, choice):
     world.ask(case, choice)
 

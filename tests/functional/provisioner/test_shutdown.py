@@ -102,3 +102,21 @@ def test_busy_clients_do_not_hold_it_up(provisioner):
         stop.set()
         for one in busy:
             one.join(10)
+
+
+def test_who_waits_for_events_is_answered(provisioner):
+    session = provisioner.session(read_timeout=40, budget=45)
+    last = session.request("GET", "/events", params={"limit": "1000"})["last"]
+    pages = []
+    asked = {"since": str(last), "wait": "25"}
+    waiting = threading.Thread(
+        target=lambda: pages.append(session.request("GET", "/events", params=asked))
+    )
+    waiting.start()
+    time.sleep(1)
+    begun = time.monotonic()
+    provisioner.process.send_signal(signal.SIGTERM)
+    assert ended(provisioner) == 0
+    waiting.join(10)
+    assert time.monotonic() - begun < 10
+    assert [one["events"] for one in pages] == [[]]
