@@ -160,7 +160,7 @@ class Health:
                 pool.name,
                 tuple(self._disk(pool, path) for path in pool.paths()),
                 told,
-                status=found.get(thin_status.device_name(pool.lvm.vg, pool.lvm.pool_name)),
+                status=thin_status.of(found, pool.lvm.vg, pool.lvm.pool_name),
             )
             for pool in self.ctx.pools.values()
         ]

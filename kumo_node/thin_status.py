@@ -8,6 +8,7 @@ target ``thin-pool``; ``Fail`` and ``Error`` alone: ``pool_status`` in drivers/m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from kumo_client import errors
 from kumo_node.executor import CommandError, Executor
@@ -26,9 +27,14 @@ class ThinStatus:
     metadata_percent: float = 0.0
 
 
-def device_name(vg: str, pool: str) -> str:
-    """Name of the pool's device: LVM doubles hyphens in the parts that a hyphen joins."""
-    return f"{vg.replace('-', '--')}-{pool.replace('-', '--')}-tpool"
+def of(found: Mapping[str, ThinStatus], vg: str, pool: str) -> ThinStatus | None:
+    """The state of a pool; None when it is not active.
+
+    LVM gives a pool that volumes use a device of its own, ``GROUP-POOL-tpool``, and one that was
+    activated without any the name of the pool. Hyphens are doubled in the parts that they join.
+    """
+    name = f"{vg.replace('-', '--')}-{pool.replace('-', '--')}"
+    return found.get(f"{name}-tpool") or found.get(name)
 
 
 def read(executor: Executor) -> dict[str, ThinStatus]:

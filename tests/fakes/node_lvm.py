@@ -315,7 +315,9 @@ class FakeHost:
         for vg in self.vgs.values():
             for lv in vg.lvs.values():
                 if lv.kind == "pool" and lv.active:
-                    lines.append(f"{vg.name}-{lv.name}-tpool: 0 1 thin-pool {self._mode(vg)}")
+                    used = any(other.kind == "thin" and other.active for other in vg.lvs.values())
+                    name = f"{vg.name}-{lv.name}{'-tpool' if used else ''}"
+                    lines.append(f"{name}: 0 1 thin-pool {self._mode(vg)}")
         return "\n".join(lines) or "No devices found\n"
 
     def _mode(self, vg):

@@ -13,7 +13,7 @@ from kumo_node import thin_status
 from kumo_node.executor import CommandError
 from kumo_node.pool import Condition
 from kumo_node.smart import Smart, SmartLog
-from kumo_node.thin_status import ThinStatus, device_name, parse
+from kumo_node.thin_status import ThinStatus, parse
 from kumo_node.verdict import DiskSight, PoolSight, Thresholds, judge
 
 LIMITS = Thresholds()
@@ -144,9 +144,17 @@ class Says:
 
 
 def test_pools_are_found_by_the_name_of_their_device():
-    text = "kumo_0a-pool-tpool: 0 1 thin-pool Fail\nother--vg-x-tpool: 0 1 thin-pool Error\n"
+    text = (
+        "kumo_0a-pool-tpool: 0 1 thin-pool Fail\nother--vg-x-tpool: 0 1 thin-pool Error\n"
+        # As LVM 2.03.16 names a pool that no volume uses.
+        "kumo_0b-pool: 0 33079296 thin-pool 0 843/8192 0/258432 - rw discard_passdown "
+        "error_if_no_space - 1024 \n"
+    )
     found = thin_status.read(Says(text))
-    assert set(found) == {device_name("kumo_0a", "pool"), device_name("other-vg", "x")}
+    assert thin_status.of(found, "kumo_0a", "pool") == ThinStatus("fail")
+    assert thin_status.of(found, "other-vg", "x") == ThinStatus("fail")
+    assert thin_status.of(found, "kumo_0b", "pool").mode == "rw"
+    assert thin_status.of(found, "kumo_0c", "pool") is None
     assert thin_status.read(Says("No devices found\n")) == {}
     with pytest.raises(errors.BackendUnavailableError, match="no answer"):
         thin_status.read(Says(CommandError(["dmsetup"], None, "late")))
