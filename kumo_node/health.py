@@ -251,7 +251,7 @@ class Health:
             if not error.transient:
                 pool.condition = Condition(STATE_FAILED, error.description)
             raise
-        LOG.info("Pool %s is open; its exports are restored", pool.name)
+        LOG.info("Pool %s is open again", pool.name)
 
     def _tell(self) -> None:
         states = [

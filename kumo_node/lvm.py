@@ -355,7 +355,7 @@ class Lvm:
 
     def device(self, name: str) -> str:
         """Path of the device node (a link that udev makes)."""
-        return str(self.dev_root / self.vg / name)
+        return os.path.join(self.dev_root, self.vg, name)
 
     def is_active(self, name: str) -> bool:
         return os.path.exists(self.device(name))
@@ -363,9 +363,10 @@ class Lvm:
     def is_suspended(self, name: str) -> bool:
         """True when I/O to an active volume waits (Documentation/ABI/testing/sysfs-block-dm)."""
         device = os.path.basename(os.path.realpath(self.device(name)))
-        path = self.sys_root / "class" / "block" / device / "dm" / "suspended"
+        path = os.path.join(self.sys_root, "class", "block", device, "dm", "suspended")
         try:
-            return path.read_text().strip() == "1"
+            with open(path) as stream:
+                return stream.read().strip() == "1"
         except FileNotFoundError:
             return False
 

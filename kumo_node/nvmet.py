@@ -75,7 +75,9 @@ class Configfs:
             pass
 
     def read(self, *parts: str) -> str:
-        return self.root.joinpath(*parts).read_text().strip()
+        # Thousands of times in a round; pathlib would take most of the time.
+        with open(os.path.join(self.root, *parts)) as stream:
+            return stream.read().strip()
 
     def write(self, value: str, *parts: str) -> None:
         # One write call: the kernel takes each as a whole value.
@@ -239,20 +241,24 @@ class Nvmet:
                 found.append(tuple(read))
         return [p for p in self.portals if (p.trtype, p.ip, str(p.port)) in found]
 
-    def complete(self, namespace: Namespace) -> bool:
-        """True when the export is there and reachable on every portal."""
+    def complete(self, namespace: Namespace, whole: dict[tuple[str, str], bool]) -> bool:
+        """True when the export is there and reachable on every portal.
+
+        :param whole: what was found of (subsystem, host) so far, for the exports of one round: a
+            subsystem may have thousands of namespaces.
+        """
         base = ("subsystems", namespace.subsystem)
         try:
             enabled = self.fs.read(*base, "namespaces", str(namespace.nsid), "enable") == "1"
             seen = self.fs.read(*base, "namespaces", str(namespace.nsid), "device_uuid")
         except FileNotFoundError:
             return False
-        return (
-            enabled
-            and seen == namespace.uuid
-            and self.fs.names(*base, "allowed_hosts") == [namespace.host_nqn]
-            and len(self.linked(namespace.subsystem)) == len(self.portals)
-        )
+        key = (namespace.subsystem, namespace.host_nqn)
+        if key not in whole:
+            hosts = self.fs.names(*base, "allowed_hosts")
+            linked = self.linked(namespace.subsystem)
+            whole[key] = hosts == [namespace.host_nqn] and len(linked) == len(self.portals)
+        return enabled and seen == namespace.uuid and whole[key]
 
     def revalidate(self, namespace: Namespace) -> None:
         """Tell the hosts that the size changed; nothing to do when it is not enabled."""

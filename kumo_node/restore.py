@@ -232,10 +232,11 @@ class Restore:
             elif record.state == READY:
                 missing.add(record.pool)
         tags, problems = self._tags(missing - failed)
+        whole: dict[tuple[str, str], bool] = {}
         complete = frozenset(
             key
             for key, export in data.exports.items()
-            if self.ctx.nvmet.complete(self.ctx.namespace(export))
+            if self.ctx.nvmet.complete(self.ctx.namespace(export), whole)
         )
         return Seen(
             active=frozenset(active),

@@ -440,7 +440,10 @@ class FakeHost:
                     "data_percent": self._percent(vg, lv),
                     "metadata_percent": f"{self.metadata_percent:.2f}" if pool else "",
                     "pool_lv": "" if pool else lv.pool,
-                    "lv_device_open": self._open_text(self._vg(name), lv),
+                    # A look into configfs: only for who asks.
+                    "lv_device_open": self._open_text(vg, lv)
+                    if "lv_device_open" in options["-o"][0]
+                    else "",
                     "lv_permissions": "writeable" if lv.writable else "read-only",
                 }
             )
