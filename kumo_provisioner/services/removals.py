@@ -75,7 +75,8 @@ def remove_call(kind: str, uuid: str) -> Callable[[Node], None]:
         try:
             node.delete_replica(uuid)
         except errors.InUseError:
-            # No row publishes it any more: an unpublish did not reach the node.
+            # No row publishes it any more, and none wants it filled: that did not reach the node.
+            node.delete_copy(uuid)
             node.delete_export(uuid, None)
             node.delete_replica(uuid)
 

@@ -32,7 +32,7 @@ from kumo_client.schemas.node import (
     SnapshotSpec,
 )
 from tests.fakes.node_live import FABRIC, LiveVerbs, restamped
-from tests.fakes.node_state import ZEROS, FakePool, FakeReplica, FakeSnapshot, State
+from tests.fakes.node_state import RUNNING, ZEROS, FakePool, FakeReplica, FakeSnapshot, State
 
 ABILITIES = [ABILITY_LIMITS, ABILITY_COPY, ABILITY_REVERT, ABILITY_ADOPT]
 
@@ -190,6 +190,9 @@ class NodeModel(LiveVerbs):
         with self.lock:
             if uuid in self.state.replicas:
                 self.state.unused(uuid)
+                filling = self.state.copies.get(uuid)
+                if filling is not None and filling.state == RUNNING:
+                    raise errors.InUseError(f"replica {uuid} is being filled")
                 del self.state.replicas[uuid]
                 self.state.copies.pop(uuid, None)
                 self.changed()
