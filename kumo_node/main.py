@@ -132,7 +132,11 @@ def _disk_problems(node: Node, options: cfg.ConfigOpts) -> list[str]:
     for disk in todo.add:
         what = "get a pool of its own" if seen.layout == LAYOUT_DISK else "be added to the pool"
         print(f"{disk.path} will {what} at the next start")
-    return list(todo.problems)
+    if not seen.in_service:
+        return list(todo.problems)
+    for problem in todo.problems:
+        print(f"{problem}; the node starts without it")
+    return []
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -167,7 +167,8 @@ class Pools(Mapping[str, Pool]):
         ours = [name for name, group in groups.items() if self._belongs(layout, name, group)]
         found = disks.inspect(paths, every.physical(), ours)
         todo = plan(found, wipe, self.spec.data.disks)
-        return Look(layout, groups, todo)
+        in_service = layout == LAYOUT_DISK and bool(self.spec.data.pools)
+        return Look(layout, groups, todo, in_service)
 
     def _belongs(self, layout: str, name: str, group: Group) -> bool:
         if layout == LAYOUT_GROUP:
@@ -203,15 +204,14 @@ class Pools(Mapping[str, Pool]):
         :raises UnsafeDiskError: a disk may not be taken; then nothing at all was changed.
         """
         seen = self.look(disks, paths, wipe)
-        in_service = seen.layout == LAYOUT_DISK and bool(self.spec.data.pools)
         self.problems = list(seen.plan.problems)
-        if self.problems and not in_service:
+        if self.problems and not seen.in_service:
             raise errors.UnsafeDiskError("; ".join(self.problems), way_out=_WAY_OUT)
         self._record_layout(seen.layout)
         if seen.layout == LAYOUT_GROUP:
             self._prepare_group(disks, seen)
         else:
-            self._prepare_each(disks, seen, in_service=in_service)
+            self._prepare_each(disks, seen)
             self._add_absent(seen.plan, paths)
         self._add_unknown()
 
@@ -233,12 +233,12 @@ class Pools(Mapping[str, Pool]):
         self._activate(pool)
         self._record(pool.disks, ready=True)
 
-    def _prepare_each(self, disks: Disks, seen: Look, *, in_service: bool) -> None:
+    def _prepare_each(self, disks: Disks, seen: Look) -> None:
         for disk in (*seen.plan.keep, *seen.plan.add, *seen.plan.wipe):
             try:
                 self._prepare_one(disks, seen, disk)
             except errors.KumoError as error:
-                if not in_service:
+                if not seen.in_service:
                     raise
                 self.problems.append(f"{disk.path} cannot be used: {error.description}")
 
@@ -358,11 +358,15 @@ class Pools(Mapping[str, Pool]):
 
 @dataclasses.dataclass(frozen=True)
 class Look:
-    """Layout, the groups that are there, and what is to be done with the disks."""
+    """Layout, the groups that are there, and what is to be done with the disks.
+
+    :ivar in_service: the node starts with whatever disks it has.
+    """
 
     layout: str
     groups: Mapping[str, Group]
     plan: Plan
+    in_service: bool = False
 
 
 def _holds_something(data: Data, pool: str) -> bool:

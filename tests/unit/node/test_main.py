@@ -127,6 +127,20 @@ def test_check_changes_no_disk_and_says_what_run_would_do(machine, capsys, monke
     assert "lvm is not installed" in capsys.readouterr().err
 
 
+def test_check_of_a_node_in_service_counts_a_missing_disk_as_no_obstacle(machine, capsys):
+    machine.options["pool_layout"] = "disk"
+    machine.host.add_disk("vdc")
+    machine.options["disks"] += f",{machine.root}/dev/vdc"
+    machine.conf()
+    assert run(machine, "check") == 0
+    assert "vdc will get a pool of its own" in capsys.readouterr().out
+    machine.start()
+    machine.reboot()
+    machine.host.unplug("vdc")
+    assert run(machine, "check") == 0
+    assert "vdc is missing: there is no such device; the node starts" in capsys.readouterr().out
+
+
 def test_a_configuration_that_cannot_be_read(tmp_path, capsys):
     assert main.main(["--config-file", str(tmp_path / "none.conf")]) == 1
     assert "none.conf" in capsys.readouterr().err
