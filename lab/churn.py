@@ -56,7 +56,8 @@ class Churn:
         return self.told
 
     def _work(self) -> None:
-        client = self._plane.client(budget=25.0 if self._patient else 5.0)
+        # As long as existing clients wait: a call may have to give up on a dead node twice.
+        client = self._plane.client(budget=60.0 if self._patient else 5.0)
         try:
             while not self._stop.is_set():
                 self._try(client)
@@ -66,9 +67,12 @@ class Churn:
     def _try(self, client: Client) -> None:
         try:
             _one_life(client, self.told, self._stop)
-        except errors.CommunicationError:
+        except errors.CommunicationError as error:
             # The provisioner is gone: the caller's end of a crash.
-            self._stop.set()
+            if self._patient:
+                self.told.refused.append(error)
+            else:
+                self._stop.set()
         except errors.KumoError as error:
             self.told.refused.append(error)
             if not self._patient:

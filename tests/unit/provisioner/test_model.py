@@ -1,0 +1,336 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole provisioner against a model: random calls, crashes between any two steps, lost and
+repeated answers, nodes that come and go.
+
+What callers were told has to be true in the end, and the nodes hold what the record says.
+"""
+
+import pathlib
+import tempfile
+import uuid
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from sqlalchemy import func, select
+
+from kumo_client import errors
+from kumo_client.naming import GIB
+from kumo_client.schemas.host import HostProbe, UnpublishRequest
+from kumo_client.schemas.snapshot import SnapshotCreate, SnapshotVolumeCreate
+from kumo_client.schemas.volume import CloneCreate
+from kumo_provisioner import reconcile
+from kumo_provisioner.db import models
+from kumo_provisioner.services import backends, publish, snapshots, volumes
+from tests.unit.provisioner import conftest, stories
+from tests.unit.provisioner.crashing import Plant
+
+T = stories.T
+THERE, GONE, UNSURE = "there", "gone", "unsure"
+# Any step of the longest operation, and beyond it.
+DEATHS = st.none() | st.integers(0, 24)
+NODE_VERBS = (
+    "put_replica",
+    "delete_replica",
+    "put_snapshot",
+    "delete_snapshot",
+    "put_export",
+    "delete_export",
+    "resize_replica",
+    "inventory",
+)
+HOSTS = [
+    HostProbe(host_nqn=f"nqn.2014-08.org.nvmexpress:uuid:host-{number}", host_id=f"host-{number}")
+    for number in range(2)
+]
+
+
+class Machine(RuleBasedStateMachine):
+    """Calls of users, and everything that goes wrong meanwhile."""
+
+    conf = None
+    empty_database = None
+
+    made = Bundle("volumes")
+    taken = Bundle("snapshots")
+
+    def __init__(self):
+        super().__init__()
+        self._directory = tempfile.TemporaryDirectory(prefix="kumo-model-")
+        self.plant = Plant(pathlib.Path(self._directory.name), self.empty_database, self.conf)
+        self.volumes = {}
+        self.snapshots = {}
+        # (volume, host id) that a caller was told to be published, or not.
+        self.published = {}
+
+    @property
+    def core(self):
+        return self.plant.core
+
+    @initialize()
+    def fleet(self):
+        for number in range(4):
+            sizes = {"ssd-a": 12 * GIB, "ssd-b": 9 * GIB} if number % 2 else {"pool": 16 * GIB}
+            conftest.add_node(self.core, rack=f"rack-{number // 2}", pools=sizes)
+
+    # -- what goes wrong ----------------------------------------------------------------------
+
+    @rule(number=st.integers(1000, 1003))
+    def node_goes_down(self, number):
+        self.plant.nodes.down.add(number)
+        self._probe()
+
+    @rule(number=st.integers(1000, 1003))
+    def node_returns(self, number):
+        self.plant.nodes.down.discard(number)
+        self._probe()
+
+    @rule(
+        number=st.integers(1000, 1003),
+        verb=st.sampled_from(NODE_VERBS),
+        fault=st.sampled_from(["lost request", "lost answer"]),
+    )
+    def calls_get_lost(self, number, verb, fault):
+        self.plant.nodes.faults[number, verb] = fault
+
+    @precondition(lambda self: self.plant.nodes.faults)
+    @rule()
+    def the_network_is_mended(self):
+        self.plant.nodes.faults.clear()
+
+    def _probe(self):
+        for _ in range(self.conf.reconcile.probe_failures):
+            backends.probe(self.core)
+
+    # -- users --------------------------------------------------------------------------------
+
+    def _call(self, death, function):
+        """None when it succeeded, the error, or UNSURE when the provisioner died."""
+        error = None
+        with self.plant.dying(death) as plant:
+            try:
+                function()
+            except errors.KumoError as exc:
+                error = exc
+        return UNSURE if plant.died else error
+
+    def _create(self, known, death, function):
+        """Note what the caller of a create was told."""
+        outcome = self._call(death, function)
+        # Whoever was told of an error was told that nothing is left of it.
+        known.append({None: THERE, UNSURE: UNSURE}.get(outcome, GONE))
+
+    @rule(
+        target=made,
+        replicas=st.integers(1, 3),
+        gib=st.integers(1, 3),
+        thin=st.booleans(),
+        same_rack=st.booleans(),
+        death=DEATHS,
+    )
+    def create_volume(self, replicas, gib, thin, same_rack, death):
+        uid, told = str(uuid.uuid4()), []
+        request = conftest.volume(
+            uid,
+            gib,
+            replicas,
+            uuid=uid,
+            provisioning_type="THIN" if thin else "THICK",
+            asked={"same_rack_allowed": same_rack},
+        )
+        self._create(told, death, lambda: volumes.create(self.core, T, request))
+        (self.volumes[uid],) = told
+        return uid
+
+    @rule(uid=made, death=DEATHS)
+    def create_volume_again(self, uid, death):
+        """A caller that has lost an answer repeats its call."""
+        if self.volumes[uid] != UNSURE:
+            return
+        request = conftest.volume(uid, 1, 1, uuid=uid)
+        outcome = self._call(death, lambda: volumes.create(self.core, T, request))
+        exists = isinstance(outcome, errors.AlreadyExistsError)
+        if outcome is None or exists:
+            self.volumes[uid] = THERE
+        elif outcome != UNSURE:
+            self.volumes[uid] = GONE
+
+    @rule(uid=made, death=DEATHS)
+    def delete_volume(self, uid, death):
+        outcome = self._call(death, lambda: volumes.delete(self.core, T, uid))
+        self._deleted(self.volumes, uid, outcome)
+
+    def _deleted(self, known, uid, outcome):
+        if outcome == UNSURE:
+            known[uid] = UNSURE if known[uid] != GONE else GONE
+        elif outcome is None or isinstance(outcome, errors.NotExistsError):
+            assert outcome is None or known[uid] != THERE
+            known[uid] = GONE
+
+    @rule(uid=made, more=st.integers(0, 2), death=DEATHS)
+    def extend_volume(self, uid, more, death):
+        def extend():
+            size = volumes.get(self.core, T, uid)[0].capacity + more
+            volumes.extend(self.core, T, uid, size)
+
+        self._call(death, extend)
+
+    @rule(target=taken, uid=made, death=DEATHS)
+    def create_snapshot(self, uid, death):
+        snapshot, told = str(uuid.uuid4()), []
+        request = SnapshotCreate(alias=snapshot, volume_id=uid, snapshot_id=snapshot)
+        self._create(told, death, lambda: snapshots.create(self.core, T, request))
+        (self.snapshots[snapshot],) = told
+        return snapshot
+
+    @rule(snapshot=taken, death=DEATHS)
+    def delete_snapshot(self, snapshot, death):
+        outcome = self._call(death, lambda: snapshots.delete(self.core, T, snapshot))
+        self._deleted(self.snapshots, snapshot, outcome)
+
+    @rule(target=made, snapshot=taken, death=DEATHS)
+    def volume_from_snapshot(self, snapshot, death):
+        uid, told = str(uuid.uuid4()), []
+        request = SnapshotVolumeCreate(alias=uid, snapshot_id=snapshot, volume_id=uid)
+        self._create(told, death, lambda: snapshots.create_volume(self.core, T, request))
+        (self.volumes[uid],) = told
+        return uid
+
+    @rule(target=made, source=made, death=DEATHS)
+    def clone(self, source, death):
+        uid, told = str(uuid.uuid4()), []
+        request = CloneCreate(source_volume_id=source, alias=uid, volume_id=uid)
+        self._create(told, death, lambda: snapshots.clone(self.core, T, request))
+        (self.volumes[uid],) = told
+        return uid
+
+    @rule(uid=made, host=st.sampled_from(HOSTS), death=DEATHS)
+    def publish(self, uid, host, death):
+        outcome = self._call(death, lambda: stories.published(self.core, uid, host))
+        if outcome is None:
+            self.published[uid, host.host_id] = THERE
+        elif self.published.get((uid, host.host_id)) != THERE:
+            self.published[uid, host.host_id] = UNSURE
+
+    @rule(uid=made, host=st.sampled_from(HOSTS), death=DEATHS)
+    def unpublish(self, uid, host, death):
+        request = UnpublishRequest(host_id=host.host_id, vol_id=uid)
+        outcome = self._call(death, lambda: publish.unpublish(self.core, T, request))
+        if outcome is None or isinstance(
+            outcome, errors.VolumeNotPublishedError | errors.NotExistsError
+        ):
+            self.published[uid, host.host_id] = GONE
+        elif outcome == UNSURE:
+            self.published[uid, host.host_id] = UNSURE
+
+    @rule(death=DEATHS)
+    def reconcile(self, death):
+        with self.plant.dying(death):
+            reconcile.run(self.core)
+
+    # -- what is always true ------------------------------------------------------------------
+
+    @invariant()
+    def nothing_is_sold_twice(self):
+        with self.core.db.read() as session:
+            charged = _charged(session)
+            for pool in session.scalars(select(models.Pool)):
+                assert pool.charged_bytes == charged.get((pool.backend_id, pool.name), 0)
+                assert pool.charged_bytes <= pool.total_bytes
+
+    @invariant()
+    def no_node_has_two_replicas_of_a_volume(self):
+        with self.core.db.read() as session:
+            query = select(models.Replica.volume_id, models.Replica.backend_id)
+            rows = session.execute(query).all()
+        assert len(rows) == len(set(rows))
+
+    # -- what is true in the end --------------------------------------------------------------
+
+    def teardown(self):
+        try:
+            self._end()
+        finally:
+            self.plant.close()
+            self._directory.cleanup()
+
+    def _end(self):
+        self.plant.nodes.down.clear()
+        self.plant.nodes.faults.clear()
+        self._probe()
+        for _ in range(3):
+            counts = reconcile.run(self.core)
+        assert counts.waiting == 0
+        assert counts.unknown == 0
+        self._told_is_true()
+        self._nodes_hold_the_record()
+
+    def _told_is_true(self):
+        shown = {one.uuid: one for one in volumes.list_all(self.core, T)}
+        for uid, told in self.volumes.items():
+            assert told == UNSURE or (told == THERE) == (uid in shown), (uid, told)
+        listed = {one.snapshot_id for one in snapshots.list_all(self.core, T)}
+        for uid, told in self.snapshots.items():
+            assert told == UNSURE or (told == THERE) == (uid in listed), (uid, told)
+        for (uid, host_id), told in self.published.items():
+            now = uid in shown and host_id in shown[uid].published_hosts
+            assert told == UNSURE or (told == THERE) == now, (uid, host_id, told)
+
+    def _nodes_hold_the_record(self):
+        with self.core.db.read() as session:
+            query = select(models.Replica)
+            replicas = {row.uuid: row for row in session.scalars(query)}
+            parts = set(session.scalars(select(models.SnapshotPart.uuid)))
+            wanted = {
+                (replica.uuid, one.host.nqn)
+                for replica in replicas.values()
+                for one in replica.volume.publications
+            }
+            unfinished = session.scalars(
+                select(models.Volume.uuid).where(models.Volume.status != models.AVAILABLE)
+            ).all()
+        assert unfinished == []
+        assert self.plant.nodes.objects() == set(replicas) | parts
+        assert self.plant.nodes.exports() == wanted
+        for model in self.plant.nodes.models.values():
+            for uid, held in model.state.replicas.items():
+                assert replicas[uid].backend_id == model.persistent_id
+                assert replicas[uid].bytes == held.bytes
+                assert replicas[uid].pool == held.pool
+
+
+def _charged(session):
+    """Bytes by (backend, pool), added up from the rows."""
+    total = {}
+    for table in (models.Replica, models.SnapshotPart, models.Removal):
+        columns = (table.backend_id, table.pool)
+        query = select(*columns, func.sum(table.reserved_bytes)).group_by(*columns)
+        if table is models.Removal:
+            query = query.where(models.Removal.done.is_(None))
+        for backend_id, pool, size in session.execute(query):
+            total[backend_id, pool] = total.get((backend_id, pool), 0) + int(size or 0)
+    return {key: size for key, size in total.items() if size}
+
+
+@pytest.mark.slow
+def test_the_provisioner_against_the_model(conf, empty_database, monkeypatch):
+    monkeypatch.setattr(Machine, "conf", conf)
+    monkeypatch.setattr(Machine, "empty_database", empty_database)
+    run_state_machine_as_test(
+        Machine,
+        settings=settings(
+            max_examples=60,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
