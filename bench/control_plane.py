@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import os
 import pathlib
 import platform
@@ -28,6 +29,7 @@ import sqlalchemy
 
 from bench import fleet, load, seed
 from kumo_client.schemas.backend import BackendCreate
+from kumo_provisioner.db.engine import Database
 from tests.fakes.databases import PostgreSQL
 from tests.fakes.provisioner import ProvisionerProcess
 
@@ -104,6 +106,11 @@ class Bench:
             "DEFAULT": {"debug": "false"},
         }
         self.server.configure(options)
+        if url is not None:
+            # Only SQLite's schema is brought up to date by itself.
+            record = Database(url)
+            record.upgrade()
+            record.close()
         self.nodes = Nodes(nodes, self.server.node_certificate, self.server.ca_file)
         self.seeded = 0
 
@@ -268,6 +275,8 @@ def main() -> None:
     parser.add_argument("--database", action="append", choices=["sqlite", "postgresql"])
     parser.add_argument("--output", help="file for the figures as JSON")
     arguments = parser.parse_args()
+    # A server that is just starting is no news here.
+    logging.getLogger("kumo_client").addHandler(logging.NullHandler())
     levels: list[Level] = []
     for name in arguments.database or ["sqlite", "postgresql"]:
         with (
