@@ -44,6 +44,7 @@ def volumes(url: str, first: int, last: int, nodes: int) -> None:
     """
     database = Database(url)
     charged: Counter[tuple[str, str]] = Counter()
+    held: Counter[tuple[str, str]] = Counter()
     for some in _chunks(fleet.volumes(first, last, nodes)):
         rows = _Rows(some)
         with database.write() as session:
@@ -52,12 +53,16 @@ def volumes(url: str, first: int, last: int, nodes: int) -> None:
             if rows.publications:
                 session.execute(insert(models.Publication), rows.publications)
         charged.update(rows.charged)
+        held.update(rows.held)
     with database.write() as session:
         for (backend_id, pool), size in charged.items():
             session.execute(
                 update(models.Pool)
                 .filter_by(backend_id=backend_id, name=pool)
-                .values(charged_bytes=models.Pool.charged_bytes + size)
+                .values(
+                    charged_bytes=models.Pool.charged_bytes + size,
+                    replicas=models.Pool.replicas + held[backend_id, pool],
+                )
             )
     database.close()
 
@@ -76,6 +81,7 @@ class _Rows:
         self.replicas: list[dict[str, Any]] = []
         self.publications: list[dict[str, Any]] = []
         self.charged: Counter[tuple[str, str]] = Counter()
+        self.held: Counter[tuple[str, str]] = Counter()
         now = now_ms()
         for one in some:
             self._volume(one, now)
@@ -110,6 +116,7 @@ class _Rows:
     def _replica(self, one: fleet.Existing, position: int, leg: fleet.Leg, now: int) -> None:
         backend_id = fleet.node_id(leg.node)
         self.charged[backend_id, leg.pool] += leg.bytes
+        self.held[backend_id, leg.pool] += 1
         self.replicas.append(
             {
                 "uuid": leg.uuid,

@@ -27,10 +27,27 @@ from kumo_client import errors
 from kumo_client.naming import GIB
 from kumo_client.schemas.host import HostProbe, UnpublishRequest
 from kumo_client.schemas.snapshot import SnapshotCreate, SnapshotVolumeCreate
-from kumo_client.schemas.volume import CloneCreate
+from kumo_client.schemas.volume import (
+    MAX_LEGS,
+    REPLICA_AVAILABLE,
+    REPLICA_MISSING,
+    REPLICA_SYNCHRONIZING,
+    REPLICA_TERMINATING,
+    CloneCreate,
+    ReplicaAdd,
+    StorageClassUpdate,
+    VolumeModify,
+)
 from kumo_provisioner import reconcile
 from kumo_provisioner.db import models
-from kumo_provisioner.services import backends, publish, snapshots, volumes
+from kumo_provisioner.services import (
+    backends,
+    classes,
+    publish,
+    replicas,
+    snapshots,
+    volumes,
+)
 from tests.unit.provisioner import conftest, stories
 from tests.unit.provisioner.crashing import Plant
 
@@ -258,6 +275,61 @@ class Machine(RuleBasedStateMachine):
         elif outcome == UNSURE:
             self.published[uid, host.host_id] = UNSURE
 
+    # -- replicas -----------------------------------------------------------------------------
+
+    def _leg(self, uid, pick):
+        """A leg of a volume, None when the volume has none."""
+        with self.core.db.read() as session:
+            legs = session.scalars(
+                select(models.Replica.uuid).filter_by(volume_id=uid).order_by("uuid")
+            ).all()
+        return legs[pick % len(legs)] if legs else None
+
+    def _safe(self, uid):
+        """Legs of a volume that have all writes."""
+        with self.core.db.read() as session:
+            rows = session.scalars(select(models.Replica).filter_by(volume_id=uid))
+            return {row.uuid for row in rows if row.in_sync}
+
+    @precondition(lambda self: self.volumes)
+    @rule(pick=PICK, death=DEATHS)
+    def add_replica(self, pick, death):
+        uid = self._some(self.volumes, pick)
+        self._call(death, lambda: replicas.add(self.core, T, uid, ReplicaAdd()))
+
+    @precondition(lambda self: self.volumes)
+    @rule(
+        pick=PICK,
+        leg=PICK,
+        state=st.sampled_from([REPLICA_AVAILABLE, REPLICA_SYNCHRONIZING, REPLICA_MISSING]),
+        death=DEATHS,
+    )
+    def a_host_reports(self, pick, leg, state, death):
+        uid = self._some(self.volumes, pick)
+        one = self._leg(uid, leg)
+        if one is not None:
+            self._call(death, lambda: replicas.report(self.core, T, uid, one, state))
+
+    @precondition(lambda self: self.volumes)
+    @rule(pick=PICK, leg=PICK, confirm=st.booleans(), death=DEATHS)
+    def remove_replica(self, pick, leg, confirm, death):
+        uid = self._some(self.volumes, pick)
+        one, safe = self._leg(uid, leg), self._safe(uid)
+        if one is None:
+            return
+        verb = replicas.confirm if confirm else replicas.terminate
+        self._call(death, lambda: verb(self.core, T, uid, one))
+        # Guards: whoever removes a leg never removes the last one that has all writes.
+        assert not safe or self._safe(uid)
+
+    @precondition(lambda self: self.volumes)
+    @rule(pick=PICK, iops=st.integers(0, 3), down=st.integers(0, 5), death=DEATHS)
+    def change_class(self, pick, iops, down, death):
+        uid = self._some(self.volumes, pick)
+        update = StorageClassUpdate(max_iops_per_gb=iops, max_replica_down_time=down)
+        request = VolumeModify(storage_class=update)
+        self._call(death, lambda: classes.modify(self.core, T, uid, request))
+
     @rule(death=DEATHS)
     def reconcile(self, death):
         with self.plant.dying(death):
@@ -279,6 +351,15 @@ class Machine(RuleBasedStateMachine):
             query = select(models.Replica.volume_id, models.Replica.backend_id)
             rows = session.execute(query).all()
         assert len(rows) == len(set(rows))
+
+    @invariant()
+    def at_most_four_legs_and_one_terminating(self):
+        with self.core.db.read() as session:
+            rows = session.execute(select(models.Replica.volume_id, models.Replica.state)).all()
+        for uid in {volume_id for volume_id, _ in rows}:
+            states = [state for volume_id, state in rows if volume_id == uid]
+            assert len(states) <= MAX_LEGS
+            assert states.count(REPLICA_TERMINATING) <= 1
 
     # -- what is true in the end --------------------------------------------------------------
 
@@ -314,24 +395,24 @@ class Machine(RuleBasedStateMachine):
     def _nodes_hold_the_record(self):
         with self.core.db.read() as session:
             query = select(models.Replica)
-            replicas = {row.uuid: row for row in session.scalars(query)}
+            rows = {row.uuid: row for row in session.scalars(query)}
             parts = set(session.scalars(select(models.SnapshotPart.uuid)))
             wanted = {
                 (replica.uuid, one.host.nqn)
-                for replica in replicas.values()
+                for replica in rows.values()
                 for one in replica.volume.publications
             }
             unfinished = session.scalars(
                 select(models.Volume.uuid).where(models.Volume.status != models.AVAILABLE)
             ).all()
         assert unfinished == []
-        assert self.plant.nodes.objects() == set(replicas) | parts
+        assert self.plant.nodes.objects() == set(rows) | parts
         assert self.plant.nodes.exports() == wanted
         for model in self.plant.nodes.models.values():
             for uid, held in model.state.replicas.items():
-                assert replicas[uid].backend_id == model.persistent_id
-                assert replicas[uid].bytes == held.bytes
-                assert replicas[uid].pool == held.pool
+                assert rows[uid].backend_id == model.persistent_id
+                assert rows[uid].bytes == held.bytes
+                assert rows[uid].pool == held.pool
 
 
 def _charged(session):
