@@ -202,7 +202,7 @@ class KumoVolumeDriver(driver.BaseVD):
     # Snapshots
 
     def create_snapshot(self, snapshot: Any) -> None:
-        """Snapshot a volume; a replicated one only while it is detached."""
+        """Snapshot a volume, attached or not."""
         source = snapshot.volume.name_id
         with errors.translated(f"create snapshot {snapshot.id} of volume {source}"):
             self.client.create_snapshot(

@@ -18,7 +18,7 @@ NODES = 3
 def nodes(shared_provisioner):
     """Three registered fake nodes of 100 GiB that all tests of a module share."""
     fleet = Fleet(shared_provisioner.node_certificate, shared_provisioner.node_token)
-    for node in fleet.add(NODES):
+    for node in fleet.add(NODES, max_iops=100_000, max_bw=1_000_000):
         shared_provisioner.register(node)
     yield fleet
     fleet.close()
