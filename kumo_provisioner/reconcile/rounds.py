@@ -41,18 +41,19 @@ SHARE_OF_TIME = 0.25
 def run(core: Core) -> Counts:
     """Look at everything now, and finish or undo what was cut off."""
     begun, counts = time.monotonic(), Counts()
-    settle.undo_unfinished(core, counts)
+    # The looks of our own background work are short.
+    patience = core.locks.timeout
+    settle.undo_unfinished(core, counts, timeout=patience)
     probing.probe(core, everyone=True)
     with core.db.read() as session:
         ids = session.scalars(select(models.Backend.persistent_id).where(*_reachable())).all()
     with ThreadPoolExecutor(PARALLEL_NODES, "reconcile-node") as pool:
         futures = [
-            pool.submit(contextvars.copy_context().run, _look, core, one, core.locks.timeout)
-            for one in ids
+            pool.submit(contextvars.copy_context().run, _look, core, one, patience) for one in ids
         ]
         for future in futures:
             counts.add(future.result())
-    settle.finish_unsettled(core, counts)
+    settle.finish_unsettled(core, counts, timeout=patience)
     counts.waiting += _pending(core)
     removals.forget_old(core)
     _tell(core, counts, begun)
@@ -68,7 +69,9 @@ def tick(core: Core, stopped: Callable[[float], bool] = lambda _seconds: False) 
     _ask_for_doubtful(core)
     try:
         with core.locks.hold("duty:settle", timeout=0):
-            settle.undo_unfinished(core, counts, int(core.conf.reconcile.interval * 1000))
+            settle.undo_unfinished(
+                core, counts, min_age_ms=int(core.conf.reconcile.interval * 1000)
+            )
             settle.finish_unsettled(core, counts)
     except errors.BusyError as exc:
         LOG.debug("Another instance settles: %s", exc)

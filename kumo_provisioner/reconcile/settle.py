@@ -20,10 +20,11 @@ LOG = log.getLogger(__name__)
 AT_ONCE = 1000
 
 
-def undo_unfinished(core: Core, counts: Counts, min_age_ms: int = 0) -> None:
+def undo_unfinished(core: Core, counts: Counts, *, min_age_ms: int = 0, timeout: float = 0) -> None:
     """Take back, in the record, what was begun and has nobody working on it any more.
 
     :param min_age_ms: leave alone what is younger; it is probably at work.
+    :param timeout: seconds to wait for whoever is at work on one.
     """
     oldest = now_ms() - min_age_ms
     volume, snapshot, publication = models.Volume, models.Snapshot, models.Publication
@@ -45,12 +46,19 @@ def undo_unfinished(core: Core, counts: Counts, min_age_ms: int = 0) -> None:
             for volume_id, host_id in session.execute(query.limit(AT_ONCE))
         ]
     for table, key, lock in [*made, *published]:
-        _undo_one(core, counts, table, key, lock)
+        _undo_one(core, counts, table, key, lock, timeout)
 
 
-def _undo_one(core: Core, counts: Counts, table: type[models.Base], key: object, lock: str) -> None:
+def _undo_one(
+    core: Core,
+    counts: Counts,
+    table: type[models.Base],
+    key: object,
+    lock: str,
+    timeout: float,
+) -> None:
     try:
-        with core.locks.hold(lock, timeout=0), core.db.write() as session:
+        with core.locks.hold(lock, timeout=timeout), core.db.write() as session:
             row: Any = session.get(table, key)
             if row is None or row.status not in (models.CREATING, models.PUBLISHING):
                 return
@@ -69,8 +77,11 @@ def _undo_one(core: Core, counts: Counts, table: type[models.Base], key: object,
         counts.skipped += 1
 
 
-def finish_unsettled(core: Core, counts: Counts) -> None:
-    """Do what is still to be done on volumes after their wishes were recorded."""
+def finish_unsettled(core: Core, counts: Counts, *, timeout: float = 0) -> None:
+    """Do what is still to be done on volumes after their wishes were recorded.
+
+    :param timeout: seconds to wait for whoever is at work on one.
+    """
     with core.db.read() as session:
         query = select(models.Volume.uuid).where(
             models.Volume.unsettled != "", models.Volume.status != models.CREATING
@@ -78,7 +89,7 @@ def finish_unsettled(core: Core, counts: Counts) -> None:
         uuids = session.scalars(query.limit(AT_ONCE)).all()
     for uuid in uuids:
         try:
-            with core.locks.hold(uuid, timeout=0):
+            with core.locks.hold(uuid, timeout=timeout):
                 _finish_one(core, uuid, counts)
         except errors.BusyError:
             counts.skipped += 1

@@ -254,7 +254,7 @@ def test_no_secret_is_in_any_log(provisioner, fleet):
     provisioner.client.delete_volume(uid)
     provisioner.stop()
     text = provisioner.log_text()
-    assert "Registered backend" in text
+    assert "backend.added" in text
     assert "DEBUG" in text
     for secret in (provisioner.token, provisioner.node_token, stolen):
         assert secret not in text

@@ -291,7 +291,7 @@ def test_a_database_that_restarts(server, instances, fleet, database):
             assert time.monotonic() < deadline, load.codes
             time.sleep(0.1)
     assert load.defects == []
-    assert load.codes["DatabaseUnavailable"] or load.codes["CommunicationError"]
+    # The clients repeated what failed; most of them noticed nothing.
     for one in instances:
         assert one.process.poll() is None
     settle(instances, fleet, database)
