@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import json
 import re
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Query, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from oslo_log import log
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException
 
 from kumo_client import errors
@@ -40,6 +42,7 @@ from kumo_client.schemas.node import (
     SnapshotSpec,
 )
 from kumo_node.auth import Tokens
+from kumo_node.metrics import OTHER, Metrics
 from kumo_node.service import Node
 
 LOG = log.getLogger(__name__)
@@ -57,8 +60,10 @@ def make(node: Node, tokens: Tokens) -> FastAPI:
     _add_snapshots(app, node)
     _add_adoption(app, node)
     _add_copies(app, node)
+    metrics = Metrics(node)
+    _add_metrics(app, metrics)
     _add_errors(app)
-    _add_edge(app, tokens)
+    _add_edge(app, tokens, metrics)
     return app
 
 
@@ -151,6 +156,12 @@ def _add_snapshots(app: FastAPI, node: Node) -> None:
         return StatusAnswer()
 
 
+def _add_metrics(app: FastAPI, metrics: Metrics) -> None:
+    @app.get("/metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
+    def show() -> Any:
+        return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
+
+
 # The edge.
 
 
@@ -208,20 +219,23 @@ def _add_errors(app: FastAPI) -> None:
         )
 
 
-def _add_edge(app: FastAPI, tokens: Tokens) -> None:
+def _add_edge(app: FastAPI, tokens: Tokens, metrics: Metrics) -> None:
     @app.middleware("http")
     async def edge(
         request: Request, call_next: Callable[[Request], Awaitable[Any]]
     ) -> JSONResponse | Any:
+        start = time.monotonic()
         try:
             _reload(tokens)
             tokens.check(request.headers.get("Authorization"))
             _check_length(request.headers.get("Content-Length"), request.headers)
+            LOG.debug("%s %s %s", request_id(request), request.method, request.url.path)
+            answer = await call_next(request)
+            answer.headers[REQUEST_ID] = request_id(request)
         except errors.KumoError as error:
-            return _answer(error, request)
-        LOG.debug("%s %s %s", request_id(request), request.method, request.url.path)
-        answer = await call_next(request)
-        answer.headers[REQUEST_ID] = request_id(request)
+            answer = _answer(error, request)
+        route = getattr(request.scope.get("route"), "path", OTHER)
+        metrics.request(request.method, route, answer.status_code, time.monotonic() - start)
         return answer
 
 

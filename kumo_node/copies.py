@@ -136,16 +136,20 @@ class Copies:
         record = self.ctx.spec.data.copies.get(uuid)
         if record is None:
             raise errors.NotExistsError(f"There is no copy into replica {uuid}")
-        with self._mutex:
-            job = self._jobs.get(uuid)
-        copied = max(record.offset, job.offset) if job else record.offset
         return Copy(
             replica=uuid,
             state=record.state,
-            copied=copied,
+            copied=self.copied(uuid),
             bytes=record.bytes,
             reason=record.reason,
         )
+
+    def copied(self, uuid: str) -> int:
+        """Bytes that are copied, though perhaps not durable yet; 0 when there is no such copy."""
+        record = self.ctx.spec.data.copies.get(uuid)
+        with self._mutex:
+            job = self._jobs.get(uuid)
+        return max(record.offset if record else 0, job.offset if job else 0)
 
     def delete(self, uuid: str) -> None:
         """Stop a copy and forget it; absent is success.
