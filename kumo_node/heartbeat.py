@@ -131,18 +131,25 @@ class Heartbeats:
 
     def beat(self) -> bool:
         """Send one; False when it was not taken."""
+        reason = self._send()
+        # Outside the handler: the log would add the exception to the message.
+        if reason:
+            self._fail(reason)
+        else:
+            self._succeed()
+        return not reason
+
+    def _send(self) -> str:
+        """Why it was not taken; "" when it was."""
         try:
             self.provisioner.heartbeat(Heartbeat(**dict(self.tell())), budget=_BUDGET)
         except errors.KumoError as error:
-            self._fail(error.description)
+            return error.description
         except Exception as error:
             # Whatever is wrong here must not end the loop, and is a defect that is to be seen.
             LOG.exception("A heartbeat could not be made")
-            self._fail(type(error).__name__)
-        else:
-            self._succeed()
-            return True
-        return False
+            return type(error).__name__
+        return ""
 
     def _fail(self, reason: str) -> None:
         self.failed += 1
