@@ -309,6 +309,27 @@ OPTS = [
 ]
 
 
+# Of the command line only.
+CALIBRATE_OPTS = [
+    cfg.MultiStrOpt("disk", default=[], help="calibrate: a disk of option 'disks'; repeatable."),
+    cfg.BoolOpt("all", default=False, help="calibrate: all disks."),
+    cfg.BoolOpt(
+        "read-only",
+        default=False,
+        help="calibrate: only read the disks, instead of a scratch volume in the pool.",
+    ),
+    cfg.BoolOpt(
+        "scratch",
+        default=False,
+        help="calibrate: write and read a scratch volume in the pool; so it is if not told.",
+    ),
+    cfg.IntOpt(
+        "seconds", default=15, min=1, max=600, help="calibrate: seconds of each of the runs."
+    ),
+    cfg.BoolOpt("force", default=False, help="calibrate: also while the disks are in use."),
+]
+
+
 def list_opts() -> list[tuple[str | None, list[cfg.Opt]]]:
     """Entry point ``oslo.config.opts``."""
     return [(None, OPTS)]
@@ -398,9 +419,11 @@ def load(args: Sequence[str], files: Sequence[str] | None = None) -> cfg.ConfigO
             choices=[
                 ("run", "serve the API"),
                 ("check", "verify configuration, disks and modules, and say what is wrong"),
+                ("calibrate", "measure what the pools deliver, while the daemon is stopped"),
             ],
             help="What to do.",
         )
     )
+    conf.register_cli_opts(CALIBRATE_OPTS)
     conf(list(args), project="kumo-node", default_config_files=list(files or [DEFAULT_FILE]))
     return conf

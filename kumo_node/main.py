@@ -18,9 +18,12 @@ from oslo_log import log
 from kumo_client import errors
 from kumo_node import app, conf, heartbeat, kernel
 from kumo_node.auth import Tokens
+from kumo_node.calibrate import READ_ONLY, SCRATCH, Calibration
+from kumo_node.executor import SubprocessExecutor
 from kumo_node.service import Node, version
 from kumo_node.spec import LAYOUT_DISK
 
+_FIO_SECONDS = 1800.0
 LOG = log.getLogger(__name__)
 COMMANDS = (
     "lvm", "lvs", "dmsetup", "lsblk", "wipefs", "blkdiscard", "dd", "modprobe", "udevadm",
@@ -139,6 +142,30 @@ def _disk_problems(node: Node, options: cfg.ConfigOpts) -> list[str]:
     return []
 
 
+def measure(options: cfg.ConfigOpts) -> None:
+    """``kumo-node calibrate``.
+
+    :raises KumoError: it cannot be done, or not all of it.
+    """
+    if bool(options.disk) == options.all:
+        raise errors.InvalidInputError("Say which disks: --all, or --disk PATH for each")
+    if options.read_only and options.scratch:
+        raise errors.InvalidInputError("--read-only and --scratch exclude each other")
+    if not shutil.which("fio"):
+        raise errors.ConfigError("Command fio is not installed", way_out="Debian: fio")
+    node = Node(options)
+    try:
+        node.prepare()
+        # Filling a slow disk takes minutes.
+        executor = SubprocessExecutor(_FIO_SECONDS)
+        how = READ_ONLY if options.read_only else SCRATCH
+        Calibration(node, executor, how=how, seconds=options.seconds, force=options.force).run(
+            options.disk
+        )
+    finally:
+        node.close()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point.
 
@@ -157,6 +184,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print(problem, file=sys.stderr)
             print("not ready to run" if problems else "ready to run")
             return 1 if problems else 0
+        if options.command == "calibrate":
+            measure(options)
+            return 0
         serve(options)
     except errors.KumoError as error:
         LOG.error("%s", error)
