@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from oslo_config import cfg
 from oslo_log import log
 
-from kumo_client import errors
+from kumo_client import errors, transport
 from kumo_client.api.node import Node
 from kumo_client.session import Session
 from kumo_provisioner import metrics
@@ -92,6 +92,8 @@ class Nodes:
         self.guard: Callable[[], None] = lambda: None
         self.tell: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None
         self.doubtful: set[str] = set()
+        self._tls = transport.verifying_context(ca_file)
+        self._transports: dict[Address, transport.SharedTls] = {}
         self._clients: dict[tuple[Address, bool], Node] = {}
         self._guard = threading.Lock()
         self._pool = ThreadPoolExecutor(self._conf.parallel, "node-call")
@@ -120,7 +122,17 @@ class Nodes:
             read_timeout=budget,
             budget=budget,
             user_agent="kumo-provisioner",
+            transport=self._transport(address),
         )
+
+    def _transport(self, address: Address) -> transport.SharedTls:
+        """The connections to a node; probes and calls share them."""
+        found = self._transports.get(address)
+        if found is None:
+            found = self._transports[address] = transport.SharedTls(
+                self._tls, pool_connections=len(address.ips), pool_maxsize=8
+            )
+        return found
 
     def call_all(self, calls: Mapping[K, Call[T]], *, probing: bool = False) -> dict[K, Outcome[T]]:
         """Make all the calls at the same time and wait for all of them."""
