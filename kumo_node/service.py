@@ -84,6 +84,7 @@ class Node:
         kernel = Kernel(executor, root)
         spec = Spec(conf.state_dir)
         configfs = configfs or Configfs(os.path.join(root, "sys/kernel/config/nvmet"))
+        self.disks = disks or Disks(executor)
         self.ctx = Context(
             name=conf.hostname or kernel.hostname(),
             spec=spec,
@@ -95,7 +96,20 @@ class Node:
             throttle=throttle or _throttle(conf, executor, root),
             erase="" if conf.secure_delete == "off" else conf.secure_delete,
         )
-        self.disks = disks or Disks(executor)
+        self._make_verbs(executor)
+        self._make_watchers(executor, root)
+        self.copies = Copies(
+            self.ctx,
+            self.replicas,
+            initiator or Initiator(kernel, executor, root),
+            parallel=conf.copy_parallel,
+            rate=conf.copy_rate_mib << 20,
+        )
+        self.restore.after += [self.caps, self.copies]
+        self.restore.before += [self.revert, self.adoption]
+
+    def _make_verbs(self, executor: Executor) -> None:
+        """What the API calls, and what finishes it."""
         self.exports = Exports(self.ctx)
         self.replicas = Replicas(self.ctx, self.exports)
         self.snapshots = Snapshots(self.ctx)
@@ -107,9 +121,13 @@ class Node:
             self.replicas,
             self.snapshots,
             self.exports,
-            interval=conf.restore_interval,
+            interval=self.conf.restore_interval,
         )
         self.erasing = Erasing(self.ctx, self.replicas, self.snapshots, executor)
+
+    def _make_watchers(self, executor: Executor, root: str | os.PathLike[str]) -> None:
+        """What looks at disks and pools, and tells the provisioner."""
+        conf = self.conf
         self.health = Health(
             self.ctx,
             self.exports,
@@ -134,15 +152,6 @@ class Node:
         )
         self.heartbeats: Heartbeats | None = None
         self.can_copy = False
-        self.copies = Copies(
-            self.ctx,
-            self.replicas,
-            initiator or Initiator(kernel, executor, root),
-            parallel=conf.copy_parallel,
-            rate=conf.copy_rate_mib << 20,
-        )
-        self.restore.after += [self.caps, self.copies]
-        self.restore.before += [self.revert, self.adoption]
 
     def prepare(self) -> list[str]:
         """All that must be done before the API is served.
