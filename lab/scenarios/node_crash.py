@@ -14,7 +14,7 @@ from lab.scenario import Context, Needs
 SUMMARY = "power loss of a node during create, snapshot and delete leaves no orphan"
 NEEDS = Needs(storage=2, compute=0)
 # Seconds after the start of a round at which the node dies, and for which callers go on then.
-MOMENTS = (3.1, 6.4)
+MOMENTS = (4.2,)
 AFTERWARDS = 3.0
 _BACK_SECONDS = 180.0
 
