@@ -115,4 +115,6 @@ class Backend(BackendRef):
     last_heartbeat: int = Field(0, alias="lastHeartbeat")
     replicas: int = 0
     problems: list[str] = []
+    # What the node can do besides the basics, such as ``limits``: it keeps caps.
+    abilities: list[str] = []
     pools: list[BackendPool] = []

@@ -110,6 +110,7 @@ class Backend(Base):
     node_generation: Mapped[int] = mapped_column(BigInteger, default=-1)
     next_reconcile: Mapped[int] = mapped_column(BigInteger, default=0, index=True)
     problems: Mapped[list[Any]] = mapped_column(default=list)
+    abilities: Mapped[list[Any]] = mapped_column(default=list)
     pools: Mapped[list[Pool]] = relationship(
         back_populates="backend", cascade="all, delete-orphan", order_by="Pool.name"
     )

@@ -86,6 +86,7 @@ def add(core: Core, request: wire.BackendCreate) -> wire.Backend:
             seen_generation=info.generation,
             portals=[],
             problems=[],
+            abilities=[],
         )
         session.add(row)
         session.flush()

@@ -39,6 +39,7 @@ def _facts(info: NodeInfo) -> dict[str, Any]:
         "portals": [portal.wire() for portal in info.portals],
         "total_bytes": sum(pool.total_bytes for pool in info.pools),
         "problems": list(info.problems),
+        "abilities": sorted(info.abilities),
     }
 
 

@@ -74,6 +74,7 @@ def backend(row: models.Backend, probe_interval: float) -> wire_backend.Backend:
     full.last_heartbeat = row.last_heartbeat
     full.replicas = sum(one.replicas for one in row.pools)
     full.problems = list(row.problems)
+    full.abilities = list(row.abilities)
     full.last_probe_time = row.last_probe
     full.probe_interval = int(probe_interval * 1000)
     full.version = row.version

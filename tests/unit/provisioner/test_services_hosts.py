@@ -342,3 +342,11 @@ def test_a_node_that_gives_no_inventory_is_left_alone(core, three):
     counts = reconcile.run(core)
     assert (counts.exports_restored, counts.missing) == (0, 0)
     assert all(one.replica_state == "Available" for one in shown(core, uid).location)
+
+
+def test_what_a_node_can_do_is_shown_and_followed(core):
+    model = add_node(core)
+    assert "limits" in backends.list_all(core)[0].abilities
+    model.abilities = ["copy"]
+    backends.probe(core)
+    assert backends.list_all(core)[0].abilities == ["copy"]

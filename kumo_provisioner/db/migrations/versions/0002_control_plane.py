@@ -80,6 +80,7 @@ def _added() -> dict[str, tuple[sa.Column, ...]]:
 # MariaDB before 10.2 and MySQL give JSON columns no default, so these are filled by hand.
 ADDED_JSON: tuple[tuple[str, str, list[str] | dict[str, str]], ...] = (
     ("backends", "problems", []),
+    ("backends", "abilities", []),
     ("hosts", "abilities", []),
     ("volumes", "wish", {}),
 )
