@@ -18,6 +18,9 @@ def authority(tmp_path):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    # A client that does not trust us goes away in the middle of the handshake.
+    timeout = 5.0
+
     def do_GET(self):
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
@@ -29,6 +32,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Nothing to print."""
 
 
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """A broken connection is nothing to print."""
+
+
 @pytest.fixture
 def serve():
     servers = []
@@ -36,8 +46,10 @@ def serve():
     def start(certificate):
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate)
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+        server = Server(("127.0.0.1", 0), Handler)
+        server.socket = context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False
+        )
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
         return f"https://127.0.0.1:{server.server_port}"
