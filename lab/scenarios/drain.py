@@ -25,9 +25,10 @@ def run(ctx: Context) -> None:
     client = plane.client()
     host = PlainHost(ctx.lab.compute[0], client)
     try:
-        source, target = (machine.name for machine in ctx.lab.storage[:2])
+        source, target, *others = (machine.name for machine in ctx.lab.storage)
         with ctx.step(f"volumes are made on {source} and written to"):
-            plane.kumo("backend", "cordon", _identity(client, target))
+            for name in (target, *others):
+                plane.kumo("backend", "cordon", _identity(client, name))
             volumes = [_make(client) for _ in range(VOLUMES)]
             plane.kumo("backend", "uncordon", _identity(client, target))
             marks = {volume: _mark(host, volume) for volume in volumes}
@@ -55,6 +56,8 @@ def run(ctx: Context) -> None:
             host.disconnect()
         with ctx.step("the node is used again; delete"):
             plane.kumo("backend", "drain", "--stop", _identity(client, source))
+            for name in others:
+                plane.kumo("backend", "uncordon", _identity(client, name))
             for volume in volumes:
                 client.delete_volume(volume)
             left = inventory(ctx.lab)
