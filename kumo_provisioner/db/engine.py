@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import sqlalchemy
 from oslo_log import log
@@ -51,6 +53,9 @@ class Database:
         self.on_retry: Callable[[], None] = lambda: None
         self._claim: int | None = None
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
+        # Who finds SQLite's write lock taken sleeps and tries again, longer each time, while
+        # newcomers overtake him; so the threads of this process queue here instead.
+        self._turn: Any = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
         self._engines = dialects.make(self.url, connections)
         self.engine = self._engines.writing
         self.lease_engine = self._engines.leases
@@ -75,7 +80,7 @@ class Database:
             is done has been lost; nothing was written.
         :raises DatabaseUnavailableError: when the database cannot be used.
         """
-        with self.translated() as phase, self._writer() as session, session.begin():
+        with self.translated() as phase, self._turn, self._writer() as session, session.begin():
             fence.check(session)
             yield session
             session.flush()
