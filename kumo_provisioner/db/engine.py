@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import random
@@ -11,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import sqlalchemy
 from oslo_log import log
@@ -55,7 +54,7 @@ class Database:
         self.is_sqlite = self.url.get_backend_name() == "sqlite"
         # Who finds SQLite's write lock taken sleeps and tries again, longer each time, while
         # newcomers overtake him; so the threads of this process queue here instead.
-        self._turn: Any = threading.Lock() if self.is_sqlite else contextlib.nullcontext()
+        self._turn = threading.Lock()
         self._engines = dialects.make(self.url, connections)
         self.engine = self._engines.writing
         self.lease_engine = self._engines.leases
@@ -80,11 +79,26 @@ class Database:
             is done has been lost; nothing was written.
         :raises DatabaseUnavailableError: when the database cannot be used.
         """
-        with self.translated() as phase, self._turn, self._writer() as session, session.begin():
+        with self.translated() as phase, self._queue(), self._writer() as session, session.begin():
             fence.check(session)
             yield session
             session.flush()
             phase.committing = True
+
+    @contextmanager
+    def _queue(self) -> Iterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        # As long as SQLite itself would wait.
+        if not self._turn.acquire(timeout=dialects.BUSY_TIMEOUT_MS / 1000):
+            raise errors.BusyError(
+                "other transactions held the database for too long", way_out="repeat the call"
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
 
     def run(self, function: Callable[[Session], T]) -> T:
         """Run a write transaction, again when another one was in the way.

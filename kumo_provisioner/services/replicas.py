@@ -36,6 +36,7 @@ from kumo_provisioner.services import (
     events,
     hosts,
     legs,
+    network,
     newleg,
     removals,
     tasks,
@@ -99,14 +100,18 @@ def add(core: Core, tenant: str, text: str, request: wire.ReplicaAdd) -> str:
     """Give a volume one more leg, which its host is to synchronise; gives its uuid.
 
     :raises NotExistsError: there is no such volume.
-    :raises ConflictError: it has one replica only, and so no array.
+    :raises ConflictError: it has one replica only, and so no array; or the legs that are missing
+        are on nodes in maintenance.
     :raises TooManyReplicasError: there are four, or one is not in sync yet.
     :raises StaleError: no leg is in sync.
     :raises NoSpaceError: no node can take it, with the reason of each node.
-    :raises BackendUnavailableError: the node could not be asked; nothing is left of it.
+    :raises BackendUnavailableError: the node could not be asked, and nothing is left of it; or so
+        many nodes are away that it is the network.
     """
     uuid = lock_of(text)
     with core.locks.hold(uuid):
+        with core.db.read() as session:
+            _refuse_replacing(session, volumes.find(session, tenant, uuid), request)
         _drop_dead_spare(core, tenant, uuid)
         leg = capacity.retried(
             core,
@@ -114,6 +119,32 @@ def add(core: Core, tenant: str, text: str, request: wire.ReplicaAdd) -> str:
         )
         make(core, uuid, leg.uuid)
     return leg.uuid
+
+
+def _refuse_replacing(session: Session, volume: models.Volume, request: wire.ReplicaAdd) -> None:
+    """Replace nothing because of the network, or of a node that is expected to be away.
+
+    Whoever names the node for the new leg has decided for himself.
+    """
+    lost = [leg for leg in volume.replicas if leg.state == REPLICA_MISSING]
+    if not lost or request.backend_id or migration_task(session, volume.uuid) is not None:
+        return
+    if network.suspected(session):
+        raise errors.BackendUnavailableError(
+            f"a third of the storage nodes or more are away, so it is the network; nothing is "
+            f"replaced in volume {volume.uuid}",
+            volume=volume.uuid,
+            node=lost[0].backend_id,
+            way_out="bring the network back, or name the node for the new replica",
+        )
+    if all(leg.backend.mode == models.MAINTENANCE for leg in lost):
+        raise errors.ConflictError(
+            f"the missing replicas of volume {volume.uuid} are on nodes in maintenance, which are "
+            f"expected back",
+            volume=volume.uuid,
+            node=lost[0].backend_id,
+            way_out="end the maintenance, or name the node for the new replica",
+        )
 
 
 def begin(

@@ -4,6 +4,7 @@
 import argparse
 import pathlib
 import re
+import shlex
 
 import pytest
 
@@ -70,3 +71,18 @@ def test_install_pages_name_only_options_that_exist():
     page = text("install/storage.rst")
     named = set(re.findall(r"``([a-z]+(?:_[a-z]+)+)``", page)) | {"disks", "portals", "hostname"}
     assert named - {option.dest for option in node.OPTS} == set()
+
+
+def shown_commands():
+    """(page, command) of each ``kumo`` line of a block that shows what to type."""
+    found = []
+    for path in sorted(DOC.glob("operations/*.rst")):
+        for line in re.findall(r"^ {4,}(kumo [a-z].*)$", path.read_text(), re.M):
+            found.append((path.name, line.split("#")[0].strip()))
+    return found
+
+
+@pytest.mark.parametrize(("page", "line"), shown_commands())
+def test_commands_of_the_operations_guide_can_be_typed(page, line):
+    arguments = kumo.build_parser().parse_args(shlex.split(line)[1:])
+    assert callable(arguments.run), f"{page}: {line}"

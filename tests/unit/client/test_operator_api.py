@@ -148,6 +148,7 @@ def test_a_replica_that_goes_at_once_and_whose_answer_was_lost(connect, network)
     gone = Answer(errors.NotExistsError("there is no such replica").to_wire(), 404)
     network.servers[A] = Script(ReadTimeout, gone)
     Provisioner(connect(A)).delete_replica(V1, V2)
+    assert [one.method for one in network.requests] == ["PATCH", "PATCH"]
 
 
 def _losing(server, method):

@@ -463,6 +463,8 @@ def test_a_controller_that_has_gone_by_itself(pair):
     (base / "subsysnqn").write_text("nqn.a")
     (base / "hostnqn").write_text("nqn.b")
     it.disconnect("nqn.a", "nqn.b")
+    # Nothing was written to a controller that has no such file any more.
+    assert sorted(path.name for path in base.iterdir()) == ["hostnqn", "subsysnqn"]
 
 
 def test_the_files_of_the_kernel(tmp_path):

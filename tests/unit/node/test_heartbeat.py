@@ -172,4 +172,5 @@ def test_heartbeats_begin_with_the_daemon(tmp_path, node, monkeypatch, there):
     monkeypatch.setattr(heartbeat, "receiver", lambda conf, version: there.client())
     main._begin_heartbeats(node, options(tmp_path / "conf"))
     wait_for(lambda: len(there.beats) >= 1)
+    assert there.beats[0]["persistentID"] == node.ctx.persistent_id
     node.close()

@@ -108,6 +108,42 @@ def test_a_lost_leg_is_replaced_under_a_host(core, attached):
     volumes.delete(core, T, attached)
 
 
+def test_nothing_is_replaced_because_of_the_network(core, attached):
+    lost, _ = degraded(core, attached)
+    before = places(core, attached)
+    away = [one.backend.persistent_id for one in before.values()]
+    with core.db.write() as session:
+        for backend_id in away:
+            session.get_one(models.Backend, backend_id).state = "Unavailable"
+    with pytest.raises(errors.BackendUnavailableError, match="it is the network") as caught:
+        replicas.add(core, T, attached, ADD)
+    assert caught.value.transient
+    assert caught.value.node == before[lost].backend.persistent_id
+    assert set(places(core, attached)) == set(before)
+    with core.db.write() as session:
+        session.get_one(models.Backend, away[0]).state = "Available"
+        session.get_one(models.Backend, away[1]).state = "Available"
+    replicas.add(core, T, attached, ADD)
+    assert len(places(core, attached)) == 3
+
+
+def test_nothing_is_replaced_for_a_node_in_maintenance_unless_the_place_is_named(core, attached):
+    lost, _ = degraded(core, attached)
+    before = places(core, attached)
+    with core.db.write() as session:
+        row = session.get_one(models.Backend, before[lost].backend.persistent_id)
+        row.mode = models.MAINTENANCE
+    with pytest.raises(errors.ConflictError, match="maintenance"):
+        replicas.add(core, T, attached, ADD)
+    assert set(places(core, attached)) == set(before)
+    held = {one.backend.persistent_id for one in before.values()}
+    free = next(
+        one.persistent_id for one in core.nodes.models.values() if one.persistent_id not in held
+    )
+    added = replicas.add(core, T, attached, ReplicaAdd(backend_id=free))
+    assert places(core, attached)[added].backend.persistent_id == free
+
+
 def test_no_second_spare_and_never_five_legs(core, attached):
     lost, _ = degraded(core, attached)
     new = replicas.add(core, T, attached, ADD)
