@@ -142,8 +142,8 @@ def _serial(ctx: Context, client: Client, pool: str) -> str:
 
 def _pull(node: Machine, serial: str) -> None:
     node.run(
-        f"for c in /sys/class/nvme/*; do grep -qx '{serial} *' $c/serial &&"
-        " echo 1 > $c/device/remove && exit 0; done; exit 1"
+        f"for disk in /sys/block/vd*; do grep -qx '{serial}' $disk/serial &&"
+        " echo 1 > $disk/device/../remove && exit 0; done; exit 1"
     )
 
 

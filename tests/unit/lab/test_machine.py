@@ -99,8 +99,8 @@ def test_command_line_of_a_storage_machine(bench):
     disks = [each for each in devices if each.startswith("virtio-blk-pci")]
     assert disks[0] == "virtio-blk-pci,drive=root,serial=root"
     assert "root=/dev/vda " in options(argv, "-append")[0]
-    nvme = [each for each in devices if each.startswith("nvme,")]
-    assert nvme == [f"nvme,drive=ssd{n},serial=storage1-ssd{n}" for n in (1, 2)]
+    ssds = [each for each in disks if "drive=ssd" in each]
+    assert ssds == [f"virtio-blk-pci,drive=ssd{n},serial=storage1-ssd{n}" for n in (1, 2)]
     for n in (1, 2):
         (drive,) = [each for each in drives if f"id=ssd{n}," in each]
         assert f"file={machine.directory / f'ssd{n}.raw'}," in drive
@@ -110,7 +110,7 @@ def test_command_line_of_a_storage_machine(bench):
 def test_command_line_of_a_compute_machine_has_no_ssds(bench):
     machine = bench("compute", 2, memory=1536).machine
     argv = machine.command_line()
-    assert not [each for each in options(argv, "-device") if each.startswith("nvme")]
+    assert not [each for each in options(argv, "-device") if "drive=ssd" in each]
     assert len(options(argv, "-drive")) == 2
     assert "ifname=tap-c2," in options(argv, "-netdev")[0]
     assert "systemd.hostname=compute2" in options(argv, "-append")[0]
@@ -158,7 +158,7 @@ def test_disks_are_sparse_and_kept(bench):
     disk.write_text("data")
     machine.create_disks()
     assert disk.read_text() == "data"
-    assert machine.ssd_path(2) == "/dev/disk/by-id/nvme-QEMU_NVMe_Ctrl_storage1-ssd2"
+    assert machine.ssd_path(2) == "/dev/disk/by-id/virtio-storage1-ssd2"
 
 
 def test_overlay(bench, monkeypatch):
