@@ -33,7 +33,7 @@ from lab.progress import Progress
 DEFAULT_NAME = "kumo"
 SSDS = 2
 SSD_GIB = 16
-_SHIPPED = ("cinder_kumo", "kumo_client", "kumo_node", "kumo_provisioner", "lab")
+_SHIPPED = ("cinder_kumo", "kumo_client", "kumo_node", "kumo_provisioner", "lab", "os_brick_nvmeof")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 # Length of the path of a unix socket, its final NUL included (sun_path in unix(7)).
 _SOCKET_PATH = 108

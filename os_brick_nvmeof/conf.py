@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of the connector, in the section ``[os_brick_nvmeof]`` of nova.conf and cinder.conf."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from oslo_config import cfg
+
+from os_brick_nvmeof import props
+
+GROUP = "os_brick_nvmeof"
+
+_PLAIN = [
+    cfg.IntOpt(
+        "plain_keep_alive",
+        default=5,
+        min=1,
+        help="Seconds between two keep-alives on connections of volumes with one replica.",
+    ),
+    cfg.IntOpt(
+        "plain_reconnect_delay",
+        default=2,
+        min=1,
+        help="Seconds between two tries to reconnect, for volumes with one replica.",
+    ),
+    cfg.IntOpt(
+        "plain_fast_io_fail",
+        default=-1,
+        min=-1,
+        help="Seconds after which I/O to a volume with one replica fails while its connection is "
+        "lost. -1: never, I/O waits until the node is back, as a guest's file system needs it.",
+    ),
+]
+_REPLICATED = [
+    cfg.IntOpt(
+        "replicated_keep_alive",
+        default=2,
+        min=1,
+        help="Seconds between two keep-alives on connections of replicated volumes. A lost node is "
+        "noticed after about twice that time.",
+    ),
+    cfg.IntOpt(
+        "replicated_reconnect_delay",
+        default=1,
+        min=1,
+        help="Seconds between two tries to reconnect, for replicated volumes.",
+    ),
+    cfg.IntOpt(
+        "replicated_fast_io_fail",
+        default=1,
+        min=-1,
+        help="Seconds after which I/O to one leg of a replicated volume fails while its connection "
+        "is lost, so that the array goes on with the other legs. -1: never; then the array hangs "
+        "as long as the node is away.",
+    ),
+]
+_BOTH = [
+    cfg.IntOpt(
+        "ctrl_loss_tmo",
+        default=-1,
+        min=-1,
+        help="Seconds after which the kernel gives a lost connection up and removes its devices. "
+        "-1: never; the agent or a detach removes it.",
+    ),
+    cfg.IntOpt(
+        "io_queues",
+        default=4,
+        min=0,
+        help="I/O queues of each connection, at most. 0: as many as the host has processors, which "
+        "on large hosts costs the storage nodes much memory.",
+    ),
+    cfg.IntOpt(
+        "queue_size",
+        default=128,
+        min=16,
+        max=1024,
+        help="Commands that one I/O queue holds.",
+    ),
+    cfg.FloatOpt(
+        "connect_timeout",
+        default=4.0,
+        min=0.5,
+        help="Seconds to wait for a portal, at an attach. A leg that has none by then is left out "
+        "if the volume can do without it.",
+    ),
+    cfg.FloatOpt(
+        "device_timeout",
+        default=10.0,
+        min=0.5,
+        help="Seconds to wait for a device to appear on a live connection, or for its new size.",
+    ),
+    cfg.FloatOpt(
+        "stop_timeout",
+        default=20.0,
+        min=0.5,
+        help="Seconds to wait for an array to stop and for its legs to be released, at a detach.",
+    ),
+    cfg.IntOpt(
+        "parallel",
+        default=16,
+        min=1,
+        help="Portals that are connected at the same time by one process.",
+    ),
+]
+_ARRAY = [
+    cfg.BoolOpt(
+        "md_failfast",
+        default=False,
+        help="Mark the legs of new arrays as failfast. I/O to a lost leg fails at once then, but a "
+        "short loss of all legs can mark the array as broken for good on recent kernels "
+        "(MD_BROKEN, drivers/md/raid1.c).",
+    ),
+    cfg.StrOpt(
+        "bitmap",
+        default="internal",
+        choices=["internal", "lockless"],
+        help="Bitmap of new arrays. lockless: llbitmap, if kernel and mdadm have it (Linux 6.18, "
+        "mdadm 4.5); otherwise internal is taken and a warning says so.",
+    ),
+]
+_SECURITY = [
+    cfg.StrOpt(
+        "dhchap_secret",
+        secret=True,
+        help="DH-HMAC-CHAP key of this host, 'DHHC-1:...', if the storage nodes ask for one.",
+    ),
+    cfg.StrOpt(
+        "dhchap_ctrl_secret",
+        secret=True,
+        help="DH-HMAC-CHAP key that storage nodes have to prove.",
+    ),
+    cfg.BoolOpt(
+        "tls",
+        default=False,
+        help="Connect over TLS with the pre-shared keys of the kernel's key ring (tlshd must run).",
+    ),
+]
+OPTS = [*_PLAIN, *_REPLICATED, *_BOTH, *_ARRAY, *_SECURITY]
+
+
+@dataclasses.dataclass(frozen=True)
+class TimeOuts:
+    """Of one connection, in seconds; ``fast_io_fail`` and ``ctrl_loss`` -1 for never."""
+
+    keep_alive: int
+    reconnect_delay: int
+    fast_io_fail: int
+    ctrl_loss: int
+
+
+def register(conf: cfg.ConfigOpts) -> None:
+    """Make the options known; may be called again."""
+    conf.register_opts(OPTS, group=GROUP)
+
+
+def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
+    """For oslo.config's generator."""
+    return [(GROUP, OPTS)]
+
+
+def time_outs(conf: cfg.ConfigOpts, io_class: str) -> TimeOuts:
+    """The time-outs of a class: ``plain`` or ``replicated``."""
+    chosen = conf[GROUP]
+    prefix = "replicated" if io_class == props.REPLICATED else "plain"
+    return TimeOuts(
+        keep_alive=chosen[f"{prefix}_keep_alive"],
+        reconnect_delay=chosen[f"{prefix}_reconnect_delay"],
+        fast_io_fail=chosen[f"{prefix}_fast_io_fail"],
+        ctrl_loss=chosen.ctrl_loss_tmo,
+    )

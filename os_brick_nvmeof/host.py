@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the connector needs of the host it runs on: the only way to root, and to the kernel's files.
+
+Reading sysfs needs no privilege and goes through ``root`` directly. Everything else is a method
+here. :mod:`os_brick_nvmeof.privileged` has the one that is used for real; tests hand in a fake.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Protocol
+
+
+class CommandError(Exception):
+    """A command did not succeed.
+
+    :ivar returncode: its exit code; None when it did not end in time or could not be started, so
+        that nothing is known about what it did.
+    """
+
+    def __init__(self, argv: tuple[str, ...], returncode: int | None, output: str) -> None:
+        super().__init__(f"{' '.join(argv[:2])} ended with {returncode}: {output.strip()}")
+        self.argv = argv
+        self.returncode = returncode
+        self.output = output.strip()
+
+    @property
+    def definite(self) -> bool:
+        """True when the command ran to its end and said no."""
+        return self.returncode is not None and self.returncode > 0
+
+
+class Host(Protocol):
+    """The host.
+
+    :ivar root: where /sys, /dev, /proc and /etc are found: "/" except in tests.
+    """
+
+    root: pathlib.Path
+
+    def fabrics(self, options: str) -> str:
+        """Write connect options to /dev/nvme-fabrics and read the kernel's answer.
+
+        :param options: as drivers/nvme/host/fabrics.c parses them, "transport=tcp,traddr=...".
+        :returns: the answer, "instance=3,cntlid=1".
+        :raises OSError: with the kernel's errno: EALREADY (connected already, also EEXIST),
+            ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, EINVAL (an option it does not know), ...
+        """
+
+    def write(self, path: str, value: str) -> None:
+        """Write to an attribute under /sys; ``path`` is absolute, without ``root``.
+
+        :raises OSError: as the kernel answers.
+        """
+
+    def read(self, device: str, offset: int, length: int) -> bytes:
+        """Read from a block device past the page cache; offset and length in multiples of 4096.
+
+        :raises OSError: as the kernel answers.
+        """
+
+    def run(self, *argv: str, timeout: float = 30.0) -> str:
+        """Run a command as root, in the C locale, and return its standard output.
+
+        :raises CommandError: on any exit code but 0, on time-out, when it cannot be started.
+        """
