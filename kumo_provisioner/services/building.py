@@ -51,8 +51,21 @@ def build(
     LOG.warning("Creation of %s failed and is undone: %s", name, failed)
     with core.db.write() as session:
         parts = retire(session)
-    removals.carry_out(core, parts)
+    dead = silent(calls, outcomes)
+    removals.carry_out(core, parts, leave=dead)
+    if dead:
+        core.wake.set()
     raise failed
+
+
+def silent(calls: Mapping[str, Call[Any]], outcomes: Mapping[str, Outcome[Any]]) -> set[str]:
+    """Ids of the backends that gave no answer in the time of a call: a second call would wait as
+    long again."""
+    return {
+        calls[key][0].backend_id
+        for key, outcome in outcomes.items()
+        if isinstance(outcome.error, errors.BackendUnavailableError) and outcome.error.transient
+    }
 
 
 def first_error(outcomes: Mapping[Any, Outcome[Any]]) -> errors.KumoError | None:

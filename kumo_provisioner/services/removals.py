@@ -8,7 +8,7 @@ not confirm stays on the list and is carried out by a later reconcile.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from oslo_log import log
 from sqlalchemy import delete, select
@@ -83,10 +83,13 @@ def remove_call(kind: str, uuid: str) -> Callable[[Node], None]:
     return snapshot if kind == models.SNAPSHOT else replica
 
 
-def carry_out(core: Core, uuids: Iterable[str], *, also_down: bool = False) -> int:
+def carry_out(
+    core: Core, uuids: Iterable[str], *, also_down: bool = False, leave: Collection[str] = ()
+) -> int:
     """Ask the nodes to remove the listed objects.
 
     :param also_down: ask nodes whose last probes failed, too.
+    :param leave: ids of backends that are not asked now.
     :returns: how many are left for a later reconcile.
     """
     wanted = list(uuids)
@@ -95,7 +98,9 @@ def carry_out(core: Core, uuids: Iterable[str], *, also_down: bool = False) -> i
         rows = session.scalars(select(models.Removal).where(models.Removal.uuid.in_(wanted)))
         for row in rows.all():
             backend = session.get(models.Backend, row.backend_id)
-            if backend is not None and (also_down or backend.state != UNAVAILABLE):
+            if backend is None or row.backend_id in leave:
+                continue
+            if also_down or backend.state != UNAVAILABLE:
                 calls[row.uuid] = (Address.of(backend), remove_call(row.kind, row.uuid))
     done = []
     for uuid, outcome in core.nodes.call_all(calls).items():

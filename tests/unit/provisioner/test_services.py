@@ -48,13 +48,21 @@ def test_uuid_and_alias_are_unique(core, three):
 
 @pytest.mark.parametrize("fault", ["lost request", "lost answer"])
 def test_a_create_whose_answer_is_lost_leaves_nothing(core, three, fault):
-    core.nodes.faults[ports(core, three[1]), "put_replica"] = fault
+    node = ports(core, three[1])
+    core.nodes.faults[node, "put_replica"] = fault
+    core.nodes.calls.clear()
     with pytest.raises(errors.BackendUnavailableError) as caught:
         volumes.create(core, T, volume(replicas=3))
     assert caught.value.transient
     assert caught.value.node == three[1].persistent_id
-    assert core.nodes.objects() == set()
     assert volumes.list_all(core, T) == []
+    assert [name for port, name in core.nodes.calls if port == node] == ["put_replica"], (
+        "who has just not answered is not waited for a second time"
+    )
+    assert len(core.nodes.objects()) == (fault == "lost answer")
+    assert core.wake.is_set(), "what the node may have is removed soon"
+    assert reconcile.run(core).removed == 1
+    assert core.nodes.objects() == set()
     assert tenants.list_all(core)[0].consumed_capacity == 0
 
 
@@ -263,8 +271,9 @@ def test_a_failed_snapshot_leaves_nothing(core, three):
     with pytest.raises(errors.BackendUnavailableError):
         made_snapshot(core, uid)
     assert snapshots.list_all(core, T) == []
-    assert core.nodes.objects() == {place.uuid for place in shown(core, uid).location}
     core.nodes.faults.clear()
+    reconcile.run(core)
+    assert core.nodes.objects() == {place.uuid for place in shown(core, uid).location}
     made_snapshot(core, uid)
     with pytest.raises(errors.AlreadyExistsError):
         made_snapshot(core, uid)
