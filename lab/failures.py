@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import traceback
 from collections.abc import Callable
@@ -21,6 +22,12 @@ DIRECTORY = Path("lab-failures")
 _JOURNAL_SECONDS = 20.0
 # The guest agent keeps 16 MiB of a command's output.
 _JOURNAL = "journalctl -b --no-pager --lines=50000"
+# Lines of a log that say that something went wrong, and how many of them are shown.
+_TELLING = re.compile(
+    r"\b(WARNING|ERROR|CRITICAL)\b|^[\w.]+(Error|Exception|Invalid\w*)\b|I/O error|timeout, abort"
+)
+_SHOWN = 6
+_WIDTH = 300
 
 
 def collect(
@@ -42,6 +49,21 @@ def collect(
     text = "".join(traceback.format_exception(error))
     (target / "error.txt").write_text("\n".join([text, *problems]) + "\n")
     return target
+
+
+def telling(directory: Path) -> list[str]:
+    """The last lines of each collected log that say that something went wrong, for whoever sees
+    only what was printed.
+    """
+    found = []
+    for path in sorted(directory.rglob("*.log")):
+        journal = path.with_name(path.name.replace("-console", "-journal"))
+        if journal != path and journal.exists():
+            continue
+        lines = path.read_text(errors="replace").splitlines()
+        last = [line for line in lines if _TELLING.search(line) and "eprecated" not in line]
+        found += [f"{path.name}: {line[:_WIDTH]}" for line in last[-_SHOWN:]]
+    return found
 
 
 def _collect_lab(lab: Lab, target: Path) -> list[str]:

@@ -131,6 +131,8 @@ class Runner:
     def _collect(self, scenario: Scenario, error: Exception) -> Path | None:
         with self._progress.step("collecting logs"):
             path = failures.collect(self._lab, scenario.name, error, self._directory, self._now)
+        for line in failures.telling(path):
+            self._progress.say(f"  {line}")
         self._progress.say(f"logs of {scenario.name}: {path.resolve()}")
         return path
 

@@ -55,3 +55,21 @@ def test_without_a_lab_the_error_alone_is_kept(tmp_path):
     path = failures.collect(None, "x", raised(ValueError("v")), tmp_path, lambda: NOW)
     assert [p.name for p in path.iterdir()] == ["error.txt"]
     assert "there was no lab" in (path / "error.txt").read_text()
+
+
+def test_what_the_logs_say_of_the_failure(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "storage1-console.log").write_text("I/O error, dev vdb\n")
+    (tmp_path / "storage1-journal.log").write_text("kernel: I/O error, dev vdb\nall is well\n")
+    (tmp_path / "storage2-console.log").write_text("nvme0: I/O tag 1 timeout, aborting\n")
+    lines = [f"12:00:{n:02} ERROR cinder no {n}\n" for n in range(9)]
+    lines += ["WARNING oslo: Deprecated option\n", "INFO no ERRORS\n", "ValueError: " + "x" * 400]
+    (tmp_path / "logs" / "cinder-volume.log").write_text("".join(lines))
+    found = failures.telling(tmp_path)
+    assert found[:5] == [f"cinder-volume.log: 12:00:0{n} ERROR cinder no {n}" for n in range(4, 9)]
+    assert found[5].startswith("cinder-volume.log: ValueError: xxx")
+    assert len(found[5]) < 330
+    assert found[6:] == [
+        "storage1-journal.log: kernel: I/O error, dev vdb",
+        "storage2-console.log: nvme0: I/O tag 1 timeout, aborting",
+    ]
