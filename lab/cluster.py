@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from lab import image, python_site
+from lab import brick_site, image, python_site
 from lab.errors import LabError, ProcessError, UsageError
 from lab.machine import COMPUTE, MEMORY_MIB, STORAGE, Layers, Machine, MachineSpec
 from lab.network import Network, address
@@ -200,6 +200,7 @@ class Lab:
             shutil.copytree(top / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
         for info in top.glob("*.egg-info"):
             shutil.copytree(info, target / info.name)
+        brick_site.make(target)
         mode = py_compile.PycInvalidationMode.UNCHECKED_HASH
         compileall.compile_dir(target, quiet=2, invalidation_mode=mode)
 

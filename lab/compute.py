@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from lab import brick_site
 from lab.errors import LabError
-from lab.guest_brick import SOCKET
+from lab.guest_brick import socket_path
 from lab.machine import Machine
 
+DEFAULT_EDITION = brick_site.STOCK
 _READY_SECONDS = 120.0
 _CALL_SECONDS = 300.0
 
@@ -38,12 +40,16 @@ class Attachment:
 
 
 class Brick:
-    """os-brick in a compute machine, reached through its guest agent."""
+    """os-brick in a compute machine, reached through its guest agent.
 
-    UNIT = "kumo-brick"
+    :param edition: one of :data:`lab.brick_site.EDITIONS`.
+    """
 
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, edition: str) -> None:
         self._machine = machine
+        self.edition = edition
+        self.unit = f"kumo-brick-{edition}"
+        self._socket = socket_path(edition)
 
     def start(self) -> None:
         """Start the resident connector unless it runs, and wait until it listens.
@@ -52,19 +58,23 @@ class Brick:
         """
         if not self._active():
             # A socket that a dead service left would be taken for that of the new one.
-            service = f"kumo-python -m lab.guest_brick {self._machine.address}"
+            path = f"{brick_site.guest_path(self.edition)}:/opt/kumo/src:/opt/kumo/site"
+            service = (
+                f"env PYTHONPATH={path} /usr/bin/python3 -m lab.guest_brick"
+                f" {self._machine.address} {self.edition}"
+            )
             self._machine.run(
-                f"rm -f {SOCKET} && systemd-run --collect --unit {self.UNIT} {service}"
+                f"rm -f {self._socket} && systemd-run --collect --unit {self.unit} {service}"
             )
         deadline = time.monotonic() + _READY_SECONDS
-        while self._machine.run(["test", "-S", SOCKET], check=False).returncode:
+        while self._machine.run(["test", "-S", self._socket], check=False).returncode:
             if not self._active() or time.monotonic() > deadline:
-                log = self._machine.run(f"journalctl -u {self.UNIT} -n 20 --no-pager -o cat")
+                log = self._machine.run(f"journalctl -u {self.unit} -n 20 --no-pager -o cat")
                 raise LabError(f"{self._machine.name}: os-brick did not start:\n{log.stdout}")
             time.sleep(0.5)
 
     def _active(self) -> bool:
-        active = self._machine.run(["systemctl", "is-active", "-q", self.UNIT], check=False)
+        active = self._machine.run(["systemctl", "is-active", "-q", self.unit], check=False)
         return active.returncode == 0
 
     def call(self, name: str, **arguments: Any) -> tuple[Any, float]:
@@ -73,9 +83,22 @@ class Brick:
         :return: its result and the seconds it took in the guest.
         :raises BrickError: it raised, or the service died over it.
         """
-        request = json.dumps({"call": name, "arguments": arguments}) + "\n"
+        return self._ask(name, {"call": name, "arguments": arguments})
+
+    def call_killed(self, name: str, seconds: float, **arguments: Any) -> bool:
+        """Call a method in a process that gets a SIGKILL after so many seconds.
+
+        :return: whether it was done before.
+        :raises BrickError: the service died over it.
+        """
+        request = {"call": name, "arguments": arguments, "kill_after": seconds}
+        return bool(self._ask(name, request)[0])
+
+    def _ask(self, name: str, body: dict[str, Any]) -> tuple[Any, float]:
+        request = json.dumps(body) + "\n"
         # The module alone, without its packages: this interpreter lives for one question.
         argv = ["/usr/bin/python3", "-SE", "/opt/kumo/src/lab/guest_brick.py", "ask"]
+        argv.append(self.edition)
         done = self._machine.run(argv, input=request, timeout=_CALL_SECONDS)
         try:
             answer = json.loads(done.stdout)
@@ -91,16 +114,38 @@ class Compute:
     """Attaches volumes to a compute machine in the order in which Nova does.
 
     :param request: ``(method, path, body) -> decoded answer`` of Cinder's volume API.
+    :param edition: which os-brick it has, one of :data:`lab.brick_site.EDITIONS`.
+    :param multipath: whether it connects to every portal (``volume_use_multipath`` of Nova).
     """
 
-    def __init__(self, machine: Machine, request: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        request: Callable[..., Any],
+        edition: str = DEFAULT_EDITION,
+        multipath: bool = False,
+    ) -> None:
         self.machine = machine
-        self.brick = Brick(machine)
+        self.brick = Brick(machine, edition)
+        self.multipath = multipath
         self._request = request
 
     def start(self) -> None:
         """Start what has to be resident."""
         self.brick.start()
+
+    def _call(self, name: str, **arguments: Any) -> tuple[Any, float]:
+        return self.brick.call(name, **arguments, multipath=self.multipath)
+
+    def reserve(self, volume: str) -> Attachment:
+        """Make the attachment; nothing is connected yet.
+
+        :raises BrickError: the connector does not tell who the host is.
+        """
+        properties, _ = self._call("properties")
+        body = {"attachment": {"volume_uuid": volume, "connector": properties, "mode": "rw"}}
+        made = self._request("POST", "/attachments", body)["attachment"]
+        return Attachment(made["id"], volume, made["connection_info"])
 
     def attach(self, volume: str) -> Attachment:
         """Attach a volume: attachment with our connector, connect, complete.
@@ -109,19 +154,23 @@ class Compute:
 
         :raises BrickError: the connector failed.
         """
-        properties, _ = self.brick.call("properties")
-        body = {"attachment": {"volume_uuid": volume, "connector": properties, "mode": "rw"}}
-        made = self._request("POST", "/attachments", body)["attachment"]
-        attachment = Attachment(made["id"], volume, made["connection_info"])
+        attachment = self.reserve(volume)
         try:
-            attachment.device, attachment.seconds = self.brick.call("connect", data=attachment.data)
+            self.connect(attachment)
         except LabError:
-            self._request("DELETE", f"/attachments/{made['id']}")
+            self._request("DELETE", f"/attachments/{attachment.identifier}")
             raise
+        self._request("POST", f"/attachments/{attachment.identifier}/action", {"os-complete": {}})
+        return attachment
+
+    def connect(self, attachment: Attachment) -> None:
+        """Connect an attachment, also one that is connected.
+
+        :raises BrickError: the connector failed.
+        """
+        attachment.device, attachment.seconds = self._call("connect", data=attachment.data)
         # Where Nova keeps the path for all later calls (nova/virt/libvirt/volume/nvme.py).
         attachment.data["device_path"] = attachment.path
-        self._request("POST", f"/attachments/{made['id']}/action", {"os-complete": {}})
-        return attachment
 
     def extend(self, attachment: Attachment) -> int:
         """Let the host see the new size, as Nova does on the volume-extended event.
@@ -129,13 +178,24 @@ class Compute:
         :return: the size of the device in bytes.
         :raises BrickError: the connector failed.
         """
-        size, attachment.seconds = self.brick.call("extend", data=attachment.data)
+        size, attachment.seconds = self._call("extend", data=attachment.data)
         return int(size)
+
+    def disconnect(self, attachment: Attachment, force: bool = False) -> None:
+        """Disconnect; the attachment stays.
+
+        :raises BrickError: the connector failed.
+        """
+        _, attachment.seconds = self._call("disconnect", data=attachment.data, force=force)
 
     def detach(self, attachment: Attachment) -> None:
         """Detach: disconnect, then delete the attachment.
 
         :raises BrickError: the connector failed; the attachment stays.
         """
-        _, attachment.seconds = self.brick.call("disconnect", data=attachment.data, force=False)
+        self.disconnect(attachment)
+        self.forget(attachment)
+
+    def forget(self, attachment: Attachment) -> None:
+        """Delete the attachment alone."""
         self._request("DELETE", f"/attachments/{attachment.identifier}")

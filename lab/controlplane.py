@@ -16,7 +16,7 @@ from kumo_client.session import Session
 from lab.cluster import Lab
 from lab.errors import LabError
 from lab.machine import Machine
-from lab.network import CONTROL_ADDRESS
+from lab.network import CONTROL_ADDRESS, second_address
 from lab.openstack.netns import Inside
 from lab.progress import Progress
 
@@ -25,6 +25,7 @@ _TOP = Path(__file__).resolve().parents[1]
 _READY_SECONDS = 120.0
 _DROP_IN = """\
 [Service]
+ExecStartPre=+/usr/sbin/ip address replace {second}/24 dev eth0
 ExecStart=
 ExecStart=/usr/local/bin/kumo-python -m kumo_node.main --config-file /etc/kumo/node.conf
 """
@@ -112,12 +113,13 @@ class ControlPlane:
 
     def _node_files(self, machine: Machine) -> dict[str, tuple[bytes, int]]:
         made = self.directory / "nodes"
+        second = second_address(machine.spec.number)
         disks = ",".join(machine.ssd_path(n + 1) for n in range(machine.spec.ssds))
         lines = (made / f"{machine.address}.conf").read_text().splitlines()
         settings = {
             "hostname": machine.name,
             "disks": disks,
-            "portals": f"tcp://{machine.address}:4420",
+            "portals": f"tcp://{machine.address}:4420,tcp://{second}:4420",
         }
         kept = [line for line in lines if line.split("=")[0].strip() not in settings]
         text = "\n".join([*kept, *(f"{key} = {value}" for key, value in settings.items())]) + "\n"
@@ -132,7 +134,10 @@ class ControlPlane:
                 (_TOP / "etc/systemd/kumo-node.service").read_bytes(),
                 0o644,
             ),
-            "/etc/systemd/system/kumo-node.service.d/lab.conf": (_DROP_IN.encode(), 0o644),
+            "/etc/systemd/system/kumo-node.service.d/lab.conf": (
+                _DROP_IN.format(second=second).encode(),
+                0o644,
+            ),
         }
 
     def _register(self) -> None:

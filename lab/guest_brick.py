@@ -2,7 +2,8 @@
 """What nova-compute does with os-brick, as a small service inside a compute machine.
 
 It stays resident as nova-compute does, so that what is timed is the connector and not the start of
-a Python interpreter. One JSON object per connection on a unix socket, one answer.
+a Python interpreter. One JSON object per connection on a unix socket, one answer. One service for
+each edition of os-brick (:mod:`lab.brick_site`); both may run at once, as after an upgrade.
 
 Calls follow nova/virt/libvirt/volume/nvme.py and nova/virt/libvirt/driver.py
 (``get_volume_connector``), Nova 2026.
@@ -11,6 +12,8 @@ Calls follow nova/virt/libvirt/volume/nvme.py and nova/virt/libvirt/driver.py
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import socketserver
 import sys
@@ -19,8 +22,12 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-SOCKET = "/run/kumo-brick.sock"
 _LOCKS = "/run/lock/os-brick"
+
+
+def socket_path(edition: str) -> str:
+    """Where the service of an edition listens."""
+    return f"/run/kumo-brick-{edition}.sock"
 
 
 class Brick:
@@ -42,43 +49,86 @@ class Brick:
         default.set_client_mode(False)
         self._module = connector
         self._address = address
-        self._connector = connector.InitiatorConnector.factory(
-            "NVMEOF", "sudo", use_multipath=False, device_scan_attempts=5
-        )
+        self._connectors: dict[bool, Any] = {}
 
-    def properties(self) -> dict[str, Any]:
+    def _connector(self, multipath: bool) -> Any:
+        if multipath not in self._connectors:
+            self._connectors[multipath] = self._module.InitiatorConnector.factory(
+                "NVMEOF", "sudo", use_multipath=multipath, device_scan_attempts=5
+            )
+        return self._connectors[multipath]
+
+    def properties(self, multipath: bool = False) -> dict[str, Any]:
         """What the host tells Cinder about itself."""
         return dict(
             self._module.get_connector_properties(
-                "sudo", self._address, multipath=False, enforce_multipath=False
+                "sudo", self._address, multipath=multipath, enforce_multipath=False
             )
         )
 
-    def connect(self, data: dict[str, Any]) -> dict[str, Any]:
+    def connect(self, data: dict[str, Any], multipath: bool = False) -> dict[str, Any]:
         """Attach; the answer has the device's path."""
-        return dict(self._connector.connect_volume(data))
+        return dict(self._connector(multipath).connect_volume(data))
 
-    def disconnect(self, data: dict[str, Any], force: bool) -> None:
+    def disconnect(self, data: dict[str, Any], force: bool, multipath: bool = False) -> None:
         """Detach; Nova gives no device information but ``device_path`` in ``data``."""
-        self._connector.disconnect_volume(data, None, force=force)
+        self._connector(multipath).disconnect_volume(data, None, force=force)
 
-    def extend(self, data: dict[str, Any]) -> int:
+    def extend(self, data: dict[str, Any], multipath: bool = False) -> int:
         """Let the device grow; the answer is its size in bytes."""
-        return int(self._connector.extend_volume(data))
+        return int(self._connector(multipath).extend_volume(data))
+
+    def kind(self) -> str:
+        """Class of the connector that the factory gives."""
+        cls = type(self._connector(False))
+        return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def perform(brick: Any, line: bytes) -> dict[str, Any]:
+    """Carry a request out: a line of JSON with ``call`` and ``arguments``.
+
+    With ``kill_after`` (seconds) in it, a process of its own does it and gets a SIGKILL then, as
+    nova-compute may; the answer says whether it was done before.
+
+    :return: ``result`` or ``error``, and ``seconds``.
+    """
+    begin = time.monotonic()
+    try:
+        request = json.loads(line)
+        if "kill_after" in request:
+            result = _killed(brick, request)
+        else:
+            result = getattr(brick, request["call"])(**request["arguments"])
+        answer = {"result": result}
+    except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
+        traceback.print_exc()
+        answer = {"error": f"{type(error).__name__}: {error}"}
+    return answer | {"seconds": time.monotonic() - begin}
+
+
+def _killed(brick: Any, request: dict[str, Any]) -> bool:
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            getattr(brick, request["call"])(**request["arguments"])
+            code = 0
+        finally:
+            os._exit(code)
+    deadline = time.monotonic() + request["kill_after"]
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status) == 0
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    return False
 
 
 class _Handler(socketserver.StreamRequestHandler):
     def handle(self) -> None:
-        begin = time.monotonic()
-        try:
-            request = json.loads(self.rfile.readline())
-            brick = self.server.brick  # type: ignore[attr-defined]
-            result = getattr(brick, request["call"])(**request["arguments"])
-            answer = {"result": result}
-        except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
-            traceback.print_exc()
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        answer["seconds"] = time.monotonic() - begin
+        answer = perform(self.server.brick, self.rfile.readline())  # type: ignore[attr-defined]
         self.wfile.write(json.dumps(answer).encode() + b"\n")
 
 
@@ -86,19 +136,20 @@ class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
 
 
-def serve(address: str) -> None:
+def serve(address: str, edition: str) -> None:
     """Serve for ever."""
-    Path(SOCKET).unlink(missing_ok=True)
+    path = socket_path(edition)
+    Path(path).unlink(missing_ok=True)
     brick = Brick(address)
-    with _Server(SOCKET, _Handler) as server:
+    with _Server(path, _Handler) as server:
         server.brick = brick  # type: ignore[attr-defined]
         server.serve_forever()
 
 
-def ask() -> None:
+def ask(edition: str) -> None:
     """Send standard input to the service and print its answer."""
     with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(SOCKET)
+        sock.connect(socket_path(edition))
         sock.sendall(sys.stdin.readline().encode())
         sock.shutdown(socket.SHUT_WR)
         with sock.makefile() as stream:
@@ -106,7 +157,7 @@ def ask() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["ask"]:
-        ask()
+    if sys.argv[1] == "ask":
+        ask(sys.argv[2])
     else:
-        serve(sys.argv[1])
+        serve(*sys.argv[1:])

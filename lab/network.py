@@ -15,7 +15,9 @@ from lab.errors import LabError
 PREFIX = "10.77.0"
 CONTROL_ADDRESS = f"{PREFIX}.1"
 _BASE = {"storage": 10, "compute": 100}
-_MAX = 80
+# Of the second address of a storage machine, for a second path to it.
+_SECOND = 180
+_MAX = 70
 BRIDGE = "br0"
 
 Runner = Callable[[Sequence[str]], None]
@@ -26,6 +28,12 @@ def address(role: str, number: int) -> str:
     if not 1 <= number <= _MAX:
         raise LabError(f"a lab has 1 to {_MAX} {role} machines, not number {number}")
     return f"{PREFIX}.{_BASE[role] + number}"
+
+
+def second_address(number: int) -> str:
+    """Second address of the ``number``-th storage machine (from 1)."""
+    address("storage", number)
+    return f"{PREFIX}.{_SECOND + number}"
 
 
 def mac(role: str, number: int) -> str:

@@ -137,6 +137,8 @@ def test_each_machine_has_what_it_needs_before_it_is_started(world, screen):
         assert world.events.index(f"ip -n kumo-x tuntap add dev {tap} mode tap") < started
     assert (lab.state_dir / "source/lab/guest_brick.py").exists()
     assert list((lab.state_dir / "source/lab").rglob("*.pyc"))
+    for edition in ("stock", "ours"):
+        assert list((lab.state_dir / f"source/brick/{edition}/os_brick").glob("__pycache__/*.pyc"))
 
 
 def test_a_lab_is_found_again(world, screen):
@@ -333,8 +335,8 @@ def test_a_path_too_long_for_a_socket(world, screen, monkeypatch):
 
 
 def test_too_many_machines(world, screen):
-    with pytest.raises(LabError, match="not number 81"):
-        up(screen, storage=0, compute=81)
+    with pytest.raises(LabError, match="not number 71"):
+        up(screen, storage=0, compute=71)
     assert world.events == []
 
 

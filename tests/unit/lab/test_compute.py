@@ -36,6 +36,7 @@ class FakeHost:
         self.dies = False
         self.silent = False
         self.commands = []
+        self.edition = compute_module.DEFAULT_EDITION
         self.devices = {}
         self.failing = {}
         self.connect_seen = []
@@ -46,20 +47,25 @@ class FakeHost:
         self.commands.append(command)
         code, out = 0, ""
         match command:
-            case ["systemctl", "is-active", "-q", "kumo-brick"]:
+            case ["systemctl", "is-active", "-q", unit]:
+                assert unit == f"kumo-brick-{self.edition}"
                 code = 0 if self.active else 3
-            case ["test", "-S", guest_brick.SOCKET]:
+            case ["test", "-S", path]:
+                assert path == guest_brick.socket_path(self.edition)
                 code = int(not self._socket())
-            case [python, flags, script, "ask"]:
+            case [python, flags, script, "ask", self.edition]:
                 assert (python, flags) == ("/usr/bin/python3", "-SE")
                 assert script.endswith("lab/guest_brick.py")
                 assert timeout >= 120
                 out = "" if self.silent else self._ask(input)
             case str() if "systemd-run" in command:
-                assert "--unit kumo-brick kumo-python -m lab.guest_brick 10.77.0.101" in command
-                self.socket = self.socket and f"rm -f {guest_brick.SOCKET}" not in command
+                assert f"--unit kumo-brick-{self.edition} env PYTHONPATH=" in command
+                assert f"/opt/kumo/src/brick/{self.edition}:/opt/kumo/src:" in command
+                assert command.endswith(f"-m lab.guest_brick 10.77.0.101 {self.edition}")
+                socket = guest_brick.socket_path(self.edition)
+                self.socket = self.socket and f"rm -f {socket}" not in command
                 self.active = not self.dies
-            case str() if command.startswith("journalctl -u kumo-brick"):
+            case str() if command.startswith(f"journalctl -u kumo-brick-{self.edition}"):
                 out = "ModuleNotFoundError: os_brick"
         if check and code:
             raise LabError(f"code {code} from {command}")
@@ -85,21 +91,24 @@ class FakeHost:
         if name in self.failing:
             raise self.failing[name]
 
-    def properties(self):
+    def properties(self, multipath):
+        self.multipath = multipath
         self._do("properties")
         return {"host": self.name, "nqn": "nqn.2014-08.org.nvmexpress:uuid:1"}
 
-    def connect(self, data):
+    def connect(self, data, multipath):
+        assert multipath == self.multipath
         self._do("connect")
         self.devices[data["volume_id"]] = "/dev/nvme0n1"
         return {"type": "block", "path": "/dev/nvme0n1"}
 
-    def extend(self, data):
+    def extend(self, data, multipath):
         self._do("extend")
         assert data["device_path"] == self.devices[data["volume_id"]]
         return 2 << 30
 
-    def disconnect(self, data, force):
+    def disconnect(self, data, force, multipath):
+        assert multipath == self.multipath
         self._do("disconnect")
         assert not force
         assert data["device_path"] == self.devices.pop(data["volume_id"])
@@ -274,3 +283,29 @@ def test_a_request_is_one_line_of_json(compute, host, monkeypatch):
         compute.brick.call("connect", **arguments)
     assert lines[0].count("\n") == 1
     assert json.loads(lines[0]) == {"call": "connect", "arguments": arguments}
+
+
+@pytest.mark.parametrize("multipath", [False, True])
+def test_an_edition_of_os_brick_with_or_without_multipath(host, cinder, multipath):
+    host.edition = "ours"
+    compute = Compute(host, cinder, "ours", multipath=multipath)
+    compute.start()
+    compute.detach(compute.attach("v1"))
+    assert host.multipath is multipath
+
+
+def test_disconnected_by_one_edition_and_forgotten(compute, cinder, host, events):
+    attachment = compute.reserve("v1")
+    compute.connect(attachment)
+    compute.disconnect(attachment)
+    assert events == ["properties", "create", "connect", "disconnect"]
+    compute.forget(attachment)
+    assert cinder.attachments == {}
+
+
+def test_a_call_that_is_to_be_killed(compute, host, monkeypatch):
+    lines = []
+    answer = '{"result": false, "seconds": 0.5}'
+    monkeypatch.setattr(host, "_ask", lambda line: lines.append(line) or answer)
+    assert compute.brick.call_killed("connect", 0.5, data={}) is False
+    assert json.loads(lines[0]) == {"call": "connect", "arguments": {"data": {}}, "kill_after": 0.5}

@@ -22,7 +22,7 @@ class FakeMachine:
 
     def __init__(self, number, ssds=2):
         self.name, self.address = f"storage{number}", f"10.77.0.{10 + number}"
-        self.spec = SimpleNamespace(ssds=ssds)
+        self.spec = SimpleNamespace(ssds=ssds, number=number)
         self.files, self.modes, self.commands = {}, {}, []
         self.active = self.broken = False
 
@@ -165,7 +165,10 @@ def test_the_node_can_read_what_it_is_given(world, plane, screen, tmp_path):
     assert conf.hostname == "storage2"
     assert list(conf.disks) == [f"/dev/disk/by-id/nvme-storage2-ssd{n}" for n in (1, 2)]
     portals = kumo_node.conf.parse_portals(conf.portals)
-    assert [str(portal) for portal in portals] == ["tcp://10.77.0.12:4420"]
+    assert [str(portal) for portal in portals] == [
+        "tcp://10.77.0.12:4420",
+        "tcp://10.77.0.182:4420",
+    ]
     assert conf.tls_cert_file in machine.files
     assert conf.token_file in machine.files
     for name in ("disks", "portals", "hostname"):
@@ -189,8 +192,9 @@ def test_the_node_runs_as_the_shipped_unit_says(world, plane, screen):
     assert "Type=notify" in unit
     drop_in = files["/etc/systemd/system/kumo-node.service.d/lab.conf"].splitlines()
     # The empty line takes the command of the unit back (systemd.service(5)).
-    assert drop_in[1] == "ExecStart="
-    assert "/etc/kumo/node.conf" in drop_in[2]
+    assert drop_in[1] == "ExecStartPre=+/usr/sbin/ip address replace 10.77.0.181/24 dev eth0"
+    assert drop_in[2] == "ExecStart="
+    assert "/etc/kumo/node.conf" in drop_in[3]
     commands = world.machines[0].commands
     reload = commands.index("systemctl daemon-reload && systemctl enable kumo-node")
     assert reload < commands.index("systemctl start kumo-node")

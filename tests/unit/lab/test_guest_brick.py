@@ -165,10 +165,10 @@ def test_serve_replaces_the_socket_of_an_earlier_service(monkeypatch, tmp_path):
         def serve_forever(self):
             served.append((self.address, self.brick))
 
-    monkeypatch.setattr(guest_brick, "SOCKET", str(path))
+    monkeypatch.setattr(guest_brick, "socket_path", {"ours": str(path)}.__getitem__)
     monkeypatch.setattr(guest_brick, "_Server", Server)
     monkeypatch.setattr(guest_brick, "Brick", lambda address: f"brick at {address}")
-    guest_brick.serve("10.77.0.101")
+    guest_brick.serve("10.77.0.101", "ours")
     assert served == [(str(path), "brick at 10.77.0.101")]
 
 
@@ -184,7 +184,7 @@ def test_ask_sends_a_line_and_prints_the_answer(monkeypatch, capsys):
             assert family == socket.AF_UNIX
 
         def connect(self, path):
-            assert path == guest_brick.SOCKET
+            assert path == "/run/kumo-brick-stock.sock"
 
         def __enter__(self):
             return self
@@ -197,7 +197,69 @@ def test_ask_sends_a_line_and_prints_the_answer(monkeypatch, capsys):
 
     monkeypatch.setattr(guest_brick.socket, "socket", Joined)
     monkeypatch.setattr(sys, "stdin", io.StringIO('{"call": "extend"}\nmore\n'))
-    guest_brick.ask()
+    guest_brick.ask("stock")
     assert json.loads(capsys.readouterr().out) == {"result": 7}
     with ours:
         assert ours.makefile().read() == '{"call": "extend"}\n'
+
+
+def test_one_connector_for_each_way_of_connecting(os_brick):
+    brick = guest_brick.Brick("10.77.0.101")
+    for multipath in (True, False, True):
+        brick.connect({"volume_id": "v"}, multipath=multipath)
+    assert [options["use_multipath"] for _, options in os_brick.factory] == [True, False]
+    brick.properties(multipath=True)
+    assert os_brick.properties == [("10.77.0.101", True)]
+    assert brick.kind().endswith("test_guest_brick.Connector")
+
+
+class Child:
+    """A forked process; ends by itself at ``ends``, with ``code``."""
+
+    def __init__(self, monkeypatch, clock, ends, code=0):
+        self.clock, self.ends, self.code, self.killed = clock, ends, code, False
+        for name in ("fork", "waitpid", "kill"):
+            monkeypatch.setattr(guest_brick.os, name, getattr(self, name))
+        times = SimpleNamespace(monotonic=clock, sleep=clock.sleep)
+        monkeypatch.setattr(guest_brick, "time", times)
+
+    def fork(self):
+        self.ends += self.clock()
+        return 77
+
+    def waitpid(self, pid, options):
+        assert pid == 77
+        if self.killed:
+            return 77, 9
+        return (77, self.code << 8) if self.clock() >= self.ends else (0, 0)
+
+    def kill(self, pid, number):
+        assert (pid, number) == (77, 9)
+        self.killed = True
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "done", "killed"),
+    [(0.2, 0, True, False), (0.2, 1, False, False), (0.9, 0, False, True)],
+)
+def test_a_call_that_is_killed(monkeypatch, clock, ends, code, done, killed):
+    child = Child(monkeypatch, clock, ends, code)
+    line = json.dumps({"call": "connect", "arguments": {}, "kill_after": 0.5}).encode()
+    answer = guest_brick.perform(FakeBrick(), line)
+    assert answer["result"] is done
+    assert child.killed is killed
+
+
+@pytest.mark.parametrize(("broken", "code"), [(False, 0), (True, 1)])
+def test_the_process_that_is_to_be_killed_makes_the_call(monkeypatch, broken, code):
+    class ExitError(BaseException):
+        pass
+
+    def leave(number):
+        raise ExitError(number)
+
+    monkeypatch.setattr(guest_brick.os, "fork", lambda: 0)
+    monkeypatch.setattr(guest_brick.os, "_exit", leave)
+    request = {"call": "connect", "arguments": {"data": {"broken": broken}}, "kill_after": 1}
+    with pytest.raises(ExitError, match=str(code)):
+        guest_brick.perform(FakeBrick(), json.dumps(request).encode())

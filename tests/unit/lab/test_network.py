@@ -100,17 +100,20 @@ def test_a_namespace_that_was_made_in_part_can_be_removed(net, ip):
 
 
 def test_addresses_of_all_machines_differ():
-    everything = [("storage", n) for n in range(1, 81)] + [("compute", n) for n in range(1, 81)]
+    everything = [("storage", n) for n in range(1, 71)] + [("compute", n) for n in range(1, 71)]
     addresses = {network.address(role, n) for role, n in everything}
-    assert len(addresses | {network.CONTROL_ADDRESS}) == 161
+    addresses |= {network.second_address(n) for n in range(1, 71)}
+    assert len(addresses | {network.CONTROL_ADDRESS}) == 211
     assert all(0 < int(text.rpartition(".")[2]) < 255 for text in addresses)
-    assert len({network.mac(role, n) for role, n in everything}) == 160
+    assert len({network.mac(role, n) for role, n in everything}) == 140
 
 
-@pytest.mark.parametrize("number", [0, -1, 81])
+@pytest.mark.parametrize("number", [0, -1, 71])
 def test_a_number_that_has_no_address(number):
-    with pytest.raises(LabError, match=f"1 to 80 storage machines, not number {number}"):
+    with pytest.raises(LabError, match=f"1 to 70 storage machines, not number {number}"):
         network.address("storage", number)
+    with pytest.raises(LabError, match=f"not number {number}"):
+        network.second_address(number)
 
 
 def test_run_ip_tells_what_failed(monkeypatch):
