@@ -96,10 +96,10 @@ def perform(brick: Any, line: bytes) -> dict[str, Any]:
     try:
         request = json.loads(line)
         if "kill_after" in request:
-            result = _killed(brick, request)
+            result: Any = _killed(brick, request)
         else:
             result = getattr(brick, request["call"])(**request["arguments"])
-        answer = {"result": result}
+        answer: dict[str, Any] = {"result": result}
     except Exception as error:  # noqa: BLE001 - whatever it is, the caller is told
         traceback.print_exc()
         answer = {"error": f"{type(error).__name__}: {error}"}
