@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from oslo_config import cfg
 
+from os_brick_nvmeof import waiting
 from os_brick_nvmeof.host import Host
 from os_brick_nvmeof.locks import Locks
 
@@ -23,6 +24,7 @@ class Context:
     :ivar multipath: the caller asked for all portals, and the kernel has native multipath.
     :ivar clock: monotonic seconds.
     :ivar sleep: waits that many seconds; other threads go on meanwhile.
+    :ivar threads: how threads are started and waited for.
     """
 
     host: Host
@@ -33,3 +35,4 @@ class Context:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     locks: Locks = dataclasses.field(default_factory=Locks)
+    threads: waiting.Threads = dataclasses.field(default_factory=waiting.Threads)

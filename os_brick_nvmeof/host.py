@@ -42,6 +42,8 @@ class Host(Protocol):
         """Write connect options to /dev/nvme-fabrics and read the kernel's answer.
 
         :param options: as drivers/nvme/host/fabrics.c parses them, "transport=tcp,traddr=...".
+            When empty nothing is written, and the kernel answers with the options that it knows,
+            "instance=-1,cntlid=-1,transport=%s,..." (Linux 5.17); EINVAL before that.
         :returns: the answer, "instance=3,cntlid=1".
         :raises OSError: with the kernel's errno: EALREADY (connected already, also EEXIST),
             ECONNREFUSED, ETIMEDOUT, EHOSTUNREACH, EINVAL (an option it does not know), ...
@@ -49,6 +51,25 @@ class Host(Protocol):
 
     def write(self, path: str, value: str) -> None:
         """Write to an attribute under /sys; ``path`` is absolute, without ``root``.
+
+        :raises OSError: as the kernel answers.
+        """
+
+    def probe(self, address: str, port: str, timeout: float) -> None:
+        """Open a TCP connection and close it; needs no privilege.
+
+        The kernel makes one connection after the other, on the whole host (nvmf_dev_mutex in
+        drivers/nvme/host/fabrics.c), and waits seconds for a node that is silent. So nobody asks
+        it for one before the portal has answered.
+
+        :param timeout: seconds.
+        :raises OSError: nobody answers there; TimeoutError when it took too long.
+        """
+
+    def flush(self, device: str) -> None:
+        """Write out what the page cache holds of a block device, and empty it (BLKFLSBUF).
+
+        Blocks for as long as the device does.
 
         :raises OSError: as the kernel answers.
         """
