@@ -11,6 +11,7 @@ from kumo_client.session import Session
 from tests.fakes.http import FakeClock, Transport
 from tests.fakes.http_operator import FakeOperatorProvisioner
 from tests.fakes.http_provisioner import FakeProvisioner
+from tests.unit.client import operator
 
 TOKEN = "s3cret-token"
 A = "https://a.example:8090"
@@ -87,3 +88,7 @@ def kumo(network, capsys, tmp_path):
         return code, *capsys.readouterr()
 
     return run
+
+
+filled = operator.filled
+slept = operator.slept
