@@ -101,13 +101,10 @@ def __getattr__(name: str) -> Any:
     if name not in (FACTORY, ANNOUNCING):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:
-        module = importlib.import_module("os_brick_nvmeof.connector")
-        found = getattr(module, name)
+        return getattr(importlib.import_module("os_brick_nvmeof.connector"), name)
     except Exception as error:  # noqa: BLE001 - whatever it is, volumes of others must attach
         _warn(error)
-        found = importlib.import_module(STOCK.rpartition(".")[0]).NVMeOFConnector
-    globals()[name] = found
-    return found
+        return importlib.import_module(STOCK.rpartition(".")[0]).NVMeOFConnector
 
 
 def _warn(error: Exception) -> None:
