@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import pathlib
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -22,6 +23,8 @@ from os_brick_nvmeof import host
 FABRICS_SECONDS = 90.0
 WRITE_SECONDS = 60.0
 READ_SECONDS = 30.0
+# Data of a guest may be on its way, to a node that is slow or away for a moment.
+FLUSH_SECONDS = 300.0
 # What a command may take longer than its own limit, to be killed.
 _MARGIN = 5.0
 _FIRST_WAIT = 0.001
@@ -58,6 +61,14 @@ class LocalHost:
     def read(self, device: str, offset: int, length: int) -> bytes:
         """Read from a block device past the page cache."""
         return bytes(self._ask(device, READ_SECONDS, "read", device, offset, length))
+
+    def flush(self, device: str) -> None:
+        """Write out what the page cache holds of a block device, and empty it."""
+        self._ask(device, FLUSH_SECONDS, "flush", device)
+
+    def probe(self, address: str, port: str, timeout: float) -> None:
+        """Open a TCP connection and close it."""
+        socket.create_connection((address, int(port)), timeout).close()
 
     def run(self, *argv: str, timeout: float = 30.0) -> str:
         """Run a command as root; see :data:`os_brick.privileged.kumo.PROGRAMS`."""

@@ -3,7 +3,7 @@
 
 Installed as ``os_brick.privileged.kumo``: oslo.privsep lets a context run only functions of modules
 below its own name (``PrivContext._entrypoint``), and os-brick's context is the one that every host
-allows already. Four verbs, each for few files or programs.
+allows already. Five verbs, each for few files or programs.
 
 The daemon has as many threads as the host has processors (``thread_pool_size``), for all that
 os-brick does. A connect to a dead portal or an mdadm behind a dead leg would hold one for seconds,
@@ -16,6 +16,7 @@ Errors are answered, not raised: privsep makes an exception again of its class a
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import mmap
 import os
@@ -30,6 +31,8 @@ from os_brick import privileged
 FABRICS = "/dev/nvme-fabrics"
 BLOCK = 4096
 LONGEST_READ = 4 << 20
+# _IO(0x12, 97), include/uapi/linux/fs.h.
+BLKFLSBUF = 0x1261
 PROGRAMS = ("mdadm", "udevadm")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Quick verbs, which are most, are answered by start() itself.
@@ -53,12 +56,16 @@ Answer = tuple[Any, ...]
 
 
 def fabrics(options: str) -> Answer:
-    """Connect a controller: drivers/nvme/host/fabrics.c, nvmf_dev_write and nvmf_dev_show."""
-    if not _OPTIONS.fullmatch(options) or "nqn=" not in options:
+    """Connect a controller: drivers/nvme/host/fabrics.c, nvmf_dev_write and nvmf_dev_show.
+
+    Without options, the kernel tells those that it knows.
+    """
+    if options and (not _OPTIONS.fullmatch(options) or "nqn=" not in options):
         return _refused("these are no connect options")
     handle = os.open(FABRICS, os.O_RDWR | os.O_CLOEXEC)
     try:
-        os.write(handle, options.encode())
+        if options:
+            os.write(handle, options.encode())
         return "done", os.read(handle, BLOCK).decode().strip()
     finally:
         os.close(handle)
@@ -90,6 +97,18 @@ def read(device: str, offset: int, length: int) -> Answer:
             return "done", memory[:count]
     finally:
         os.close(handle)
+
+
+def flush(device: str) -> Answer:
+    """Write out and empty the page cache of a device."""
+    if not _DEVICES.fullmatch(device):
+        return _refused(f"{device} is not to be flushed")
+    handle = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(handle, BLKFLSBUF)
+    finally:
+        os.close(handle)
+    return "done", None
 
 
 def run(argv: tuple[str, ...], timeout: float) -> Answer:
@@ -125,6 +144,7 @@ VERBS: dict[str, Callable[..., Answer]] = {
     "fabrics": fabrics,
     "write": write,
     "read": read,
+    "flush": flush,
     "run": run,
 }
 

@@ -4,6 +4,7 @@
 import errno
 import os
 import re
+import socket
 import subprocess
 import threading
 
@@ -44,6 +45,40 @@ def test_connecting_answers_what_the_kernel_says(near, far, monkeypatch, tmp_pat
     monkeypatch.setattr(far, "FABRICS", str(device))
     assert near.fabrics(OPTIONS) == "instance=3,cntlid=1"
     assert device.read_text().startswith(OPTIONS)
+
+
+def test_the_kernel_tells_the_options_it_knows(near, far, monkeypatch, tmp_path):
+    device = tmp_path / "nvme-fabrics"
+    device.write_text("instance=-1,cntlid=-1,transport=%s\n")
+    monkeypatch.setattr(far, "FABRICS", str(device))
+    assert near.fabrics("") == "instance=-1,cntlid=-1,transport=%s"
+    assert device.read_text() == "instance=-1,cntlid=-1,transport=%s\n"
+
+
+def test_a_device_is_flushed(near, far, monkeypatch, tmp_path):
+    device, flushed = tmp_path / "nvme0n1", []
+    device.touch()
+    monkeypatch.setattr(far, "_DEVICES", re.compile(re.escape(str(device))))
+    monkeypatch.setattr(far.fcntl, "ioctl", lambda handle, request: flushed.append(request))
+    near.flush(str(device))
+    assert flushed == [0x1261]
+
+
+def test_a_portal_is_probed(near, monkeypatch):
+    class Connection:
+        closed = 0
+
+        def __call__(self, address, timeout):
+            self.asked = (address, timeout)
+            return self
+
+        def close(self):
+            self.closed += 1
+
+    connection = Connection()
+    monkeypatch.setattr(socket, "create_connection", connection)
+    near.probe("fd00::1", "4420", 0.5)
+    assert (connection.asked, connection.closed) == ((("fd00::1", 4420), 0.5), 1)
 
 
 def test_the_kernels_errors_arrive(near, far, monkeypatch):
@@ -94,6 +129,7 @@ def test_a_device_is_read_in_whole_blocks(near, far, monkeypatch, tmp_path):
         ("read", ("/dev/nvme0n1", 0, 0)),
         ("read", ("/dev/nvme0n1", 0, 1 << 30)),
         ("read", ("/dev/md/../sda", 0, 4096)),
+        ("flush", ("/dev/sda",)),
     ],
 )
 def test_nothing_else_is_touched(near, verb, arguments):
