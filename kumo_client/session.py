@@ -22,8 +22,10 @@ import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 import requests
+import requests.structures
 import tenacity
 import urllib3.exceptions
 from requests.adapters import BaseAdapter, HTTPAdapter
@@ -85,6 +87,7 @@ class Session:
         self._clock = clock
         self._sleep = sleep
         self._preferred = self.endpoints[0]
+        self._bases: dict[str, str] = {}
         endpoint.check_client_cert(client_cert)
         self._http = requests.Session()
         self._http.trust_env = False
@@ -167,6 +170,48 @@ class Session:
             raise errors.ProtocolError(f"the server answered JSON instead of text to {path}")
         return found
 
+    def _exchange(
+        self,
+        method: str,
+        url: str,
+        target: str,
+        headers: dict[str, str],
+        body: bytes | None,
+        timeout: tuple[float, float],
+    ) -> requests.Response:
+        """Send one request to one endpoint.
+
+        What ``requests.Session`` does besides (cookies, redirections, settings of the environment,
+        another look at a URL that is put together here) is not wanted, and takes as long as all
+        the rest.
+
+        :param target: path and query, quoted.
+        """
+        prepared = requests.PreparedRequest()
+        prepared.method, prepared.url = method, self._base(url) + target
+        common = {name: str(value) for name, value in self._http.headers.items()}
+        prepared.headers = requests.structures.CaseInsensitiveDict(common | headers)
+        if body is not None:
+            prepared.headers["Content-Type"] = answer.JSON
+        if body is not None or method not in ("GET", "HEAD"):
+            prepared.headers["Content-Length"] = str(len(body or b""))
+        prepared.body = body
+        carrier = self._http.get_adapter(prepared.url)
+        response = carrier.send(
+            prepared, timeout=timeout, verify=self._http.verify or True, cert=self._http.cert
+        )
+        # Read here, where an end before its time is told like every other loss.
+        _ = response.content
+        return response
+
+    def _base(self, url: str) -> str:
+        """An endpoint as it stands in a request: another encoding of its name, for example."""
+        found = self._bases.get(url)
+        if found is None:
+            found = (requests.Request("GET", url).prepare().url or url).rstrip("/")
+            self._bases[url] = found
+        return found
+
     def _ordered(self) -> list[str]:
         first = self.endpoints.index(self._preferred)
         return [*self.endpoints[first:], *self.endpoints[:first]]
@@ -206,6 +251,8 @@ class _Call:
         self.path = path
         self.json = json
         self.params = params
+        self.target = f"{path}?{urlencode(params)}" if params else path
+        self.body = None if json is None else jsonlib.dumps(json, allow_nan=False).encode()
         self.idempotent = idempotent
         self.accept = accept
         self.media = media
@@ -221,6 +268,21 @@ class _Call:
 
     def run(self) -> Any:
         """Rounds over the endpoints until there is an answer or the budget is spent."""
+        try:
+            return self._round()
+        except _AgainError as exc:
+            first = exc
+        return self._repeated(first)
+
+    def _repeated(self, first: _AgainError) -> Any:
+        """:param first: what came of the first round."""
+        known = [first]
+
+        def another() -> Any:
+            if known:
+                raise known.pop()
+            return self._round()
+
         retrying = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_AgainError),
             wait=self._choose_pause,
@@ -229,7 +291,7 @@ class _Call:
             reraise=True,
         )
         try:
-            return retrying(self._round)
+            return retrying(another)
         except _AgainError as exc:
             if self._last_word is not None:
                 raise self._last_word from exc.error
@@ -315,7 +377,7 @@ class _Call:
 
     def _send(self, url: str) -> Any:
         session = self.session
-        headers: dict[str, str | bytes] = {request_id.HEADER: request_id.current() or ""}
+        headers = {request_id.HEADER: request_id.current() or ""}
         if self.media != answer.JSON:
             headers["Accept"] = self.media
         secrets: list[str] = []
@@ -325,15 +387,8 @@ class _Call:
         left = max(self._left(), 0.05)
         _log_request(self.method, url + self.path, self.params, self.json, secrets)
         started = session._clock()
-        response = session._http.request(
-            self.method,
-            url + self.path,
-            json=self.json,
-            params=self.params,
-            headers=headers,
-            timeout=(min(session._connect_timeout, left), min(session._read_timeout, left)),
-            allow_redirects=False,
-        )
+        timeout = (min(session._connect_timeout, left), min(session._read_timeout, left))
+        response = session._exchange(self.method, url, self.target, headers, self.body, timeout)
         _log_answer(self.method, url + self.path, response, session._clock() - started, secrets)
         if self.media != answer.JSON and answer.is_good(response, self.media):
             return response.text

@@ -35,10 +35,22 @@ class SharedTls(HTTPAdapter):
 
     def __init__(self, context: ssl.SSLContext, **options: Any) -> None:
         self._context = context
+        self._pools: dict[tuple[str, ...], Any] = {}
         super().__init__(max_retries=0, **options)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> Any:
         return super().init_poolmanager(*args, ssl_context=self._context, **kwargs)
+
+    def get_connection_with_tls_context(
+        self, request: Any, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> Any:
+        # To find the pool of a server anew takes as long as a short exchange with it.
+        origin = tuple(request.url.split("/", 3)[:3])
+        found = self._pools.get(origin)
+        if found is None:
+            found = super().get_connection_with_tls_context(request, verify, proxies, cert)
+            self._pools[origin] = found
+        return found
 
     def build_connection_pool_key_attributes(
         self, request: Any, verify: Any, cert: Any = None
@@ -48,6 +60,10 @@ class SharedTls(HTTPAdapter):
         pool.pop("ca_certs", None)
         pool.pop("ca_cert_dir", None)
         return host, pool | {"cert_reqs": "CERT_REQUIRED"}
+
+    def close(self) -> None:
+        self._pools.clear()
+        super().close()
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         conn.cert_reqs = "CERT_REQUIRED"
