@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Depends, Path, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from pydantic import AfterValidator, TypeAdapter
+from starlette.concurrency import run_in_threadpool
 
 from kumo_client.schemas.common import StatusAnswer, WireModel
 from kumo_client.schemas.tenant import DEFAULT_TENANT
@@ -32,24 +35,27 @@ ERROR_ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _core(request: Request) -> Core:
+# What only looks at the request is a coroutine: a function would be run by another thread.
+async def _core(request: Request) -> Core:
     core: Core = request.app.state.core
     return core
 
 
-def _identity(request: Request) -> auth.Identity:
+async def _identity(request: Request) -> auth.Identity:
     identity: auth.Identity = request.state.identity
     return identity
 
 
-def _tenant(request: Request) -> str:
+async def _tenant(request: Request) -> str:
     """The tenant of the path; without one that of the token, or the default one."""
-    mine = _identity(request).tenant
+    mine = (await _identity(request)).tenant
     asked = request.path_params.get("tenantId") or mine or DEFAULT_TENANT
     if mine and asked != mine:
         # That others exist is none of a tenant's business.
         raise tenants.missing(asked)
-    return tenants.check(_core(request), asked)
+    if asked == DEFAULT_TENANT:
+        return asked
+    return await run_in_threadpool(tenants.check, await _core(request), asked)
 
 
 def first_segments(routers: Iterable[APIRouter]) -> frozenset[str]:
@@ -59,8 +65,8 @@ def first_segments(routers: Iterable[APIRouter]) -> frozenset[str]:
     return frozenset(first for first in firsts if first and not first.startswith("{"))
 
 
-def _reader(request: Request) -> str | None:
-    return _identity(request).tenant or None
+async def _reader(request: Request) -> str | None:
+    return (await _identity(request)).tenant or None
 
 
 CoreArg = Annotated[Core, Depends(_core)]
@@ -118,13 +124,28 @@ def both(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a handler under ``path`` and under ``/{tenantId}`` before it."""
 
-    def register(handler: Callable[..., Any]) -> Callable[..., Any]:
+    def register(plain: Callable[..., Any]) -> Callable[..., Any]:
+        handler = _answering(plain)
         routes.add_api_route(path, handler, methods=[method], **options)
         name = f"{handler.__name__}_of_tenant"
         prefixed.append((routes.tags, f"/{{tenantId}}{path}", handler, method, name, options))
-        return handler
+        return plain
 
     return register
+
+
+def _answering(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Make what a handler gives an answer at once. It is as the schema says already: the web
+    framework would make objects of it again, and check them."""
+    if inspect.iscoroutinefunction(handler):
+        return handler
+
+    @functools.wraps(handler)
+    def answer(*args: Any, **options: Any) -> Response:
+        found = handler(*args, **options)
+        return found if isinstance(found, Response) else JSONResponse(found)
+
+    return answer
 
 
 # Added after all plain paths, so that a tenant never hides a resource.
