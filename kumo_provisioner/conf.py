@@ -168,7 +168,7 @@ NODES_OPTS = [
         "parallel",
         default=32,
         min=1,
-        help="Most calls to nodes at the same time.",
+        help="Most calls to nodes at the same time, besides one of each request.",
     ),
 ]
 

@@ -18,6 +18,10 @@ from kumo_provisioner.leases import Leases
 from kumo_provisioner.locks import Locks
 from kumo_provisioner.metrics import Metrics
 from kumo_provisioner.nodes import Nodes
+from kumo_provisioner.recent import Recent
+
+# How long (seconds) placement relies on which pools are the best ones.
+SHORTLIST_SECONDS = 1.0
 
 
 @dataclasses.dataclass
@@ -27,6 +31,7 @@ class Core:
     :ivar wake: set to ask for a reconcile before its time.
     :ivar leaving: set when the process was told to end; it still serves, but says not to be ready.
     :ivar stopping: set when requests at work have to come to their end; who waits wakes up.
+    :ivar shortlists: see :mod:`kumo_provisioner.services.placing`.
     """
 
     conf: cfg.ConfigOpts
@@ -37,7 +42,9 @@ class Core:
     leaving: threading.Event = dataclasses.field(default_factory=threading.Event)
     stopping: threading.Event = dataclasses.field(default_factory=threading.Event)
     metrics: Metrics = dataclasses.field(default_factory=Metrics)
-
+    shortlists: Recent[Any, Any] = dataclasses.field(
+        default_factory=lambda: Recent(SHORTLIST_SECONDS)
+    )
     instances: Instances | None = None
     leases: Leases | None = None
 

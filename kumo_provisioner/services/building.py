@@ -112,11 +112,11 @@ def need_available(backend: models.Backend) -> None:
         )
 
 
-def put_replica(backend: models.Backend, uuid: str, spec: Any) -> Call[Any]:
+def put_replica(address: Address, uuid: str, spec: Any) -> Call[Any]:
     def call(node: Node) -> Any:
         return node.put_replica(uuid, spec)
 
-    return Address.of(backend), call
+    return address, call
 
 
 def put_snapshot(backend: models.Backend, uuid: str, spec: Any) -> Call[Any]:

@@ -11,12 +11,25 @@ circle.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar, cast
 
 from oslo_config import cfg
-from sqlalchemy import ColumnElement, Table, and_, case, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Table,
+    Update,
+    and_,
+    bindparam,
+    case,
+    func,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from kumo_client import errors
@@ -166,31 +179,16 @@ def _move(
     """Add to the counters of a node and of a pool; only an increase has a limit."""
     # Core statements: a flush must not be caused before the caller has completed its rows.
     connection = session.connection()
-    node = and_(
-        _BACKENDS.c.persistent_id == row.backend_id,
-        *_node_limit(_BACKENDS.c.sold_iops, _BACKENDS.c.max_iops, iops),
-        *_node_limit(_BACKENDS.c.sold_bw, _BACKENDS.c.max_bw, bw),
-    )
     values = {
-        "generation": _BACKENDS.c.generation + 1,
-        "sold_iops": _BACKENDS.c.sold_iops + iops,
-        "sold_bw": _BACKENDS.c.sold_bw + bw,
+        "of_node": row.backend_id,
+        "of_pool": row.pool,
+        "more_bytes": size,
+        "more_iops": iops,
+        "more_bw": bw,
+        "more_replicas": replicas,
     }
-    found = connection.execute(update(_BACKENDS).where(node).values(values)).rowcount
-    pool = and_(
-        _POOLS.c.backend_id == row.backend_id,
-        _POOLS.c.name == row.pool,
-        *_limit(_POOLS.c.charged_bytes, _POOLS.c.total_bytes, size),
-        *_limit(_POOLS.c.sold_iops, MAX_IOPS.element, iops),
-        *_limit(_POOLS.c.sold_bw, MAX_BW.element, bw),
-    )
-    values = {
-        "charged_bytes": _POOLS.c.charged_bytes + size,
-        "sold_iops": _POOLS.c.sold_iops + iops,
-        "sold_bw": _POOLS.c.sold_bw + bw,
-        "replicas": _POOLS.c.replicas + replicas,
-    }
-    found += connection.execute(update(_POOLS).where(pool).values(values)).rowcount
+    found = connection.execute(_charge_node(iops > 0, bw > 0), values).rowcount
+    found += connection.execute(_charge_pool(size > 0, iops > 0, bw > 0), values).rowcount
     # What is given back may belong to a node that was removed since.
     if found != 2 and max(size, iops, bw, replicas) > 0:
         raise LostRaceError(
@@ -200,12 +198,58 @@ def _move(
         )
 
 
-def _limit(sold: Any, limit: Any, more: int) -> list[ColumnElement[bool]]:
-    return [sold + more <= limit] if more > 0 else []
+def _more(name: str) -> ColumnElement[int]:
+    return bindparam(f"more_{name}", type_=BigInteger())
 
 
-def _node_limit(sold: Any, limit: Any, more: int) -> list[ColumnElement[bool]]:
-    return [or_(limit == 0, sold + more <= limit)] if more > 0 else []
+# Each made once: making a statement takes longer than running it.
+@functools.cache
+def _charge_node(iops: bool, bw: bool) -> Update:
+    """:param iops: whether there has to be room for more; ``bw`` likewise."""
+    table = _BACKENDS.c
+    limits = [
+        or_(limit == 0, sold + more <= limit)
+        for asked, sold, more, limit in (
+            (iops, table.sold_iops, _more("iops"), table.max_iops),
+            (bw, table.sold_bw, _more("bw"), table.max_bw),
+        )
+        if asked
+    ]
+    return (
+        update(_BACKENDS)
+        .where(table.persistent_id == bindparam("of_node"), *limits)
+        .values(
+            generation=table.generation + 1,
+            sold_iops=table.sold_iops + _more("iops"),
+            sold_bw=table.sold_bw + _more("bw"),
+        )
+    )
+
+
+@functools.cache
+def _charge_pool(size: bool, iops: bool, bw: bool) -> Update:
+    """:param size: whether there has to be room for more; ``iops`` and ``bw`` likewise."""
+    table = _POOLS.c
+    limits = [
+        sold + more <= limit
+        for asked, sold, more, limit in (
+            (size, table.charged_bytes, _more("bytes"), table.total_bytes),
+            (iops, table.sold_iops, _more("iops"), MAX_IOPS.element),
+            (bw, table.sold_bw, _more("bw"), MAX_BW.element),
+        )
+        if asked
+    ]
+    which = and_(table.backend_id == bindparam("of_node"), table.name == bindparam("of_pool"))
+    return (
+        update(_POOLS)
+        .where(which, *limits)
+        .values(
+            charged_bytes=table.charged_bytes + _more("bytes"),
+            sold_iops=table.sold_iops + _more("iops"),
+            sold_bw=table.sold_bw + _more("bw"),
+            replicas=table.replicas + _more("replicas"),
+        )
+    )
 
 
 def retried(core: Core, function: Callable[[Session], T]) -> T:

@@ -19,7 +19,7 @@ from kumo_client.schemas.node import ArrayIdentity, ReplicaSource
 from kumo_client.schemas.volume import REPLICA_UNKNOWN
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
-from kumo_provisioner.nodes import Call
+from kumo_provisioner.nodes import Address, Call
 from kumo_provisioner.placement import Ask
 from kumo_provisioner.services import building, placing, tenants, volumes
 from kumo_provisioner.services.placing import Growth
@@ -106,7 +106,7 @@ def place(
             spec = placing.replica_spec(
                 row, replica, source=source.node_source, array=identity(row)
             )
-        calls[replica.uuid] = building.put_replica(backend, replica.uuid, spec)
+        calls[replica.uuid] = building.put_replica(Address.of(backend), replica.uuid, spec)
     session.add(row)
     tenants.take(session, row)
     return calls

@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import Any
+from typing import Any, cast
 
 from oslo_log import log
-from sqlalchemy import ColumnElement, delete, func, or_, select
+from sqlalchemy import ColumnElement, Table, delete, func, or_, select
 from sqlalchemy.orm import Session
 
 from kumo_client import errors
@@ -33,6 +33,7 @@ AT_ONCE = 1000
 DAY_MS = 86_400_000
 MAX_WAIT = 50.0
 MAX_DETAILS = 8192
+_INSERT = cast(Table, models.Event.__table__).insert()
 
 
 def record(
@@ -53,20 +54,19 @@ def record(
     :param what: ``<object>.<what>``, for example ``replica.state``.
     :param details: JSON values.
     """
-    session.add(
-        models.Event(
-            time=now_ms(),
-            type=what,
-            level=level,
-            tenant_id=tenant,
-            volume_id=volume,
-            replica_id=replica,
-            backend_id=backend,
-            host_id=host,
-            message=plain(message),
-            details=plain(details),
-        )
-    )
+    values = {
+        "time": now_ms(),
+        "type": what,
+        "level": level,
+        "tenant_id": tenant,
+        "volume_id": volume,
+        "replica_id": replica,
+        "backend_id": backend,
+        "host_id": host,
+        "message": plain(message),
+        "details": plain(details),
+    }
+    session.connection().execute(_INSERT, values)
     watch.on_commit(session)
     LOG.log(_LEVELS.get(level, log.INFO), "%s: %s", what, message)
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from kumo_client.schemas.volume import REPLICA_UNKNOWN, ReplicaAdd
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
-from kumo_provisioner.nodes import Call
+from kumo_provisioner.nodes import Address, Call
 from kumo_provisioner.placement import Ask, Candidate
 from kumo_provisioner.services import building, placing
 
@@ -68,4 +68,6 @@ def add(
 
 def put_call(leg: models.Replica) -> Call[Any]:
     """The call that makes a leg; repeated, it says the same."""
-    return building.put_replica(leg.backend, leg.uuid, placing.replica_spec(leg.volume, leg))
+    return building.put_replica(
+        Address.of(leg.backend), leg.uuid, placing.replica_spec(leg.volume, leg)
+    )

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 import uuid as uuidlib
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Hashable, Iterable
+from typing import Any, NamedTuple, cast
 
 from oslo_config import cfg
+from sqlalchemy import Table, bindparam, select
 from sqlalchemy.orm import Session
 
 from kumo_client import errors, naming
@@ -16,11 +17,18 @@ from kumo_client.schemas.volume import REPLICA_AVAILABLE, StorageClass
 from kumo_provisioner import placement
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
+from kumo_provisioner.nodes import Address
 from kumo_provisioner.placement import Ask, Candidate, Refusal, Rules, Verdict
 from kumo_provisioner.services import building, capacity, shortlist
 
 # Weights of placement and of the database may differ by what rounding does.
 ROUNDING = 1e-9
+_VOLUMES = cast(Table, models.Volume.__table__)
+_REPLICAS = cast(Table, models.Replica.__table__)
+_BACKENDS = cast(Table, models.Backend.__table__)
+_ADDRESS = select(_BACKENDS.c.mgmt_ips, _BACKENDS.c.mgmt_port).where(
+    _BACKENDS.c.persistent_id == bindparam("known")
+)
 
 
 def rules(conf: cfg.ConfigOpts) -> Rules:
@@ -82,17 +90,45 @@ def choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
 
 
 def _choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
+    """From the nodes that were the best a moment ago, if they still are as good as was known of
+    all others then; else from those that are the best now; else from the whole fleet, which may
+    have more, and all of which a refusal has to name."""
     chosen_rules = rules(core.conf)
+    key = _kind(ask)
+    known = core.shortlists.get(key) if key is not None else None
+    if known is not None:
+        ids, cut = known
+        found = _among(shortlist.candidates(session, ids), cut, ask, chosen_rules)
+        if found:
+            return found
     some, cut = shortlist.best(session, ask, chosen_rules)
+    if key is not None and cut is not None:
+        core.shortlists.put(key, (sorted({one.backend_id for one in some}), cut))
+    found = _among(some, cut, ask, chosen_rules)
+    return found or placement.place(shortlist.candidates(session), ask, chosen_rules)
+
+
+def _kind(ask: Ask) -> Hashable:
+    """What the best nodes depend on; None for a request that is like no other."""
+    if ask.taken or ask.backend_id:
+        return None
+    places = (tuple(ask.zones), tuple(ask.racks), tuple(ask.regions))
+    return ask.charge, ask.iops, ask.bw, ask.allow_span, places
+
+
+def _among(
+    some: list[Candidate], cut: float | None, ask: Ask, chosen_rules: Rules
+) -> list[Candidate]:
+    """Placement among some nodes; empty when others may be better, or there are not enough.
+
+    :param cut: the weight from which on there are others; None when there are none.
+    """
     try:
         found = placement.place(some, ask, chosen_rules)
     except errors.NoSpaceError:
-        # The whole fleet may have more, and the refusal has to name all of it.
-        return placement.place(shortlist.candidates(session), ask, chosen_rules)
+        return []
     last = max(placement.weight(one, ask, chosen_rules) for one in found)
-    if cut is not None and last > cut + ROUNDING:
-        return placement.place(shortlist.candidates(session), ask, chosen_rules)
-    return found
+    return found if cut is None or last <= cut + ROUNDING else []
 
 
 def add_replica(
@@ -118,6 +154,25 @@ def add_replica(
     capacity.take(session, replica)
     volume.replicas.append(replica)
     return replica
+
+
+def record(session: Session, volume: models.Volume) -> None:
+    """Insert a new volume and its replicas, whose objects stay outside of the session: that takes
+    a part of the time."""
+    connection = session.connection()
+    connection.execute(_VOLUMES.insert(), _values(volume, _VOLUMES))
+    rows = [_values(one, _REPLICAS) | {"volume_id": volume.uuid} for one in volume.replicas]
+    connection.execute(_REPLICAS.insert(), rows)
+
+
+def address(session: Session, backend_id: str) -> Address:
+    """Where a node of the record answers."""
+    found = session.connection().execute(_ADDRESS, {"known": backend_id}).one()
+    return Address(backend_id, tuple(found.mgmt_ips), found.mgmt_port)
+
+
+def _values(row: models.Base, table: Table) -> dict[str, Any]:
+    return {name: value for name, value in vars(row).items() if name in table.c}
 
 
 def replica_spec(

@@ -9,6 +9,7 @@ only costs time; a test compares with placement over the whole fleet that it is 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from sqlalchemy import (
     ColumnElement,
     Float,
     Integer,
+    Select,
     Table,
     bindparam,
     case,
@@ -24,7 +26,9 @@ from sqlalchemy import (
     select,
     type_coerce,
 )
+from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
+from sqlalchemy.sql.functions import FunctionElement
 
 from kumo_client.schemas.backend import AVAILABLE
 from kumo_client.schemas.node import STATE_OK
@@ -69,10 +73,15 @@ _FLEET = _POOL_TABLE.join(_NODE_TABLE)
 _ALL = select(*_COLUMNS).select_from(_FLEET)
 
 
+_SOME = _ALL.where(_NODE.persistent_id.in_(bindparam("ids", expanding=True)))
+
+
 def candidates(session: Session, backend_ids: Sequence[str] | None = None) -> list[Candidate]:
     """All pools of all nodes, or of some, as placement sees them."""
-    query = _ALL if backend_ids is None else _ALL.where(_NODE.persistent_id.in_(backend_ids))
-    return list(map(Candidate._make, session.connection().execute(query)))
+    connection = session.connection()
+    if backend_ids is None:
+        return list(map(Candidate._make, connection.execute(_ALL)))
+    return list(map(Candidate._make, connection.execute(_SOME, {"ids": list(backend_ids)})))
 
 
 def _number(name: str) -> ColumnElement[float]:
@@ -88,8 +97,23 @@ def _part(some: Any, of: Any) -> ColumnElement[float]:
     return case((of > 0, _number("one") * some / of), else_=_number("none"))
 
 
+class _Larger(FunctionElement[float]):
+    """The larger one of two numbers."""
+
+    name = "greatest"
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(_Larger)
+def _compile_larger(element: Any, compiler: Any, **options: Any) -> str:
+    # The two-argument MAX of sqlite.org/lang_corefunc.html; an aggregate anywhere else.
+    name = "max" if compiler.dialect.name == "sqlite" else "greatest"
+    return f"{name}({compiler.process(element.clauses, **options)})"
+
+
 def _larger(one: ColumnElement[float], other: ColumnElement[float]) -> ColumnElement[float]:
-    return case((one > other, one), else_=other)
+    return cast(ColumnElement[float], _Larger(one, other))
 
 
 _MAX_IOPS, _MAX_BW = capacity.MAX_IOPS.element, capacity.MAX_BW.element
@@ -124,8 +148,25 @@ _FIRST = (
         _POOL.used_bytes <= _number("max_fill") * _POOL.total_bytes,
     )
     .order_by(_WEIGHT, _POOL.backend_id, _POOL.name)
-    .limit(POOLS)
+    .limit(bindparam("pools", type_=Integer()))
 )
+_CONDITIONS: dict[str, ColumnElement[bool]] = {
+    "zones": _NODE.zone.in_(bindparam("zones", expanding=True)),
+    "racks": _NODE.rack.in_(bindparam("racks", expanding=True)),
+    "regions": _NODE.region.in_(bindparam("regions", expanding=True)),
+    "backend": _NODE.persistent_id == bindparam("backend"),
+    "taken": _NODE.persistent_id.not_in(bindparam("taken", expanding=True)),
+    "taken_racks": _NODE.rack.not_in(bindparam("taken_racks", expanding=True)),
+    "one_disk": _POOL.spans.is_(False),
+    "sells_iops": _POOL.sold_iops + _whole("iops") <= _MAX_IOPS,
+    "sells_bw": _POOL.sold_bw + _whole("bw") <= _MAX_BW,
+}
+
+
+@functools.cache
+def _statement(names: tuple[str, ...]) -> Select[Any]:
+    """Made once for each kind of request: making it takes longer than running it."""
+    return _FIRST.where(*(_CONDITIONS[name] for name in names))
 
 
 def best(session: Session, ask: Ask, rules: Rules) -> tuple[list[Candidate], float | None]:
@@ -134,8 +175,9 @@ def best(session: Session, ask: Ask, rules: Rules) -> tuple[list[Candidate], flo
     :returns: all pools of these nodes, and the weight from which on there may be others; None
         when there are none.
     """
-    query = _FIRST.where(*_narrowed(ask))
+    narrowed = _narrowed(ask)
     values = {
+        "pools": POOLS,
         "one": 1.0,
         "none": 0.0,
         "charge": ask.charge,
@@ -146,7 +188,9 @@ def best(session: Session, ask: Ask, rules: Rules) -> tuple[list[Candidate], flo
         "by_capacity": rules.capacity,
         "by_guarantees": rules.guarantees,
         "by_use": rules.use,
+        **narrowed,
     }
+    query = _statement(tuple(narrowed))
     rows = session.connection().execute(query, values).all()
     if not rows:
         return [], None
@@ -154,28 +198,25 @@ def best(session: Session, ask: Ask, rules: Rules) -> tuple[list[Candidate], flo
     return found, float(rows[-1][1]) if len(rows) == POOLS else None
 
 
-def _narrowed(ask: Ask) -> list[ColumnElement[bool]]:
-    """What only some requests ask for."""
-    checks: list[ColumnElement[bool]] = []
-    for column, asked in (
-        (_NODE.zone, ask.zones),
-        (_NODE.rack, ask.racks),
-        (_NODE.region, ask.regions),
-    ):
-        wanted = [value for value in asked if value]
+def _narrowed(ask: Ask) -> dict[str, Any]:
+    """What only some requests ask for: values of :data:`_CONDITIONS`."""
+    asked: dict[str, Any] = {}
+    for name, some in (("zones", ask.zones), ("racks", ask.racks), ("regions", ask.regions)):
+        wanted = [value for value in some if value]
         if wanted:
-            checks.append(column.in_(["", *wanted]))
+            asked[name] = ["", *wanted]
     if ask.backend_id:
-        checks.append(_NODE.persistent_id == ask.backend_id)
+        asked["backend"] = ask.backend_id
     if ask.taken:
-        checks.append(_NODE.persistent_id.not_in(sorted(ask.taken)))
+        asked["taken"] = sorted(ask.taken)
     racks = sorted(rack for rack in ask.taken_racks if rack)
     if racks and not ask.same_rack_allowed:
-        checks.append(_NODE.rack.not_in(racks))
-    if not ask.allow_span:
-        checks.append(_POOL.spans.is_(False))
-    if ask.iops > 0:
-        checks.append(_POOL.sold_iops + ask.iops <= _MAX_IOPS)
-    if ask.bw > 0:
-        checks.append(_POOL.sold_bw + ask.bw <= _MAX_BW)
-    return checks
+        asked["taken_racks"] = racks
+    for name, wanted_too in (
+        ("one_disk", not ask.allow_span),
+        ("sells_iops", ask.iops > 0),
+        ("sells_bw", ask.bw > 0),
+    ):
+        if wanted_too:
+            asked[name] = True
+    return asked

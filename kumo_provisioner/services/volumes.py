@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import uuid as uuidlib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import select
+from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.orm import Session
+from sqlalchemy.orm.interfaces import ORMOption
 
 from kumo_client import errors, naming
 from kumo_client.schemas import volume as wire
@@ -28,17 +29,34 @@ from kumo_provisioner.services import (
     view,
 )
 
+_VOLUMES = cast(Table, models.Volume.__table__)
+_KNOWN = (
+    select(_VOLUMES.c.uuid, _VOLUMES.c.status)
+    .where(_VOLUMES.c.uuid == bindparam("known"))
+    .union_all(
+        select(_VOLUMES.c.uuid, _VOLUMES.c.status).where(
+            _VOLUMES.c.tenant_id == bindparam("tenant"), _VOLUMES.c.alias == bindparam("alias")
+        )
+    )
+)
+_CREATED = (
+    update(_VOLUMES)
+    .where(_VOLUMES.c.uuid == bindparam("known"), _VOLUMES.c.status == models.CREATING)
+    .values(status=models.AVAILABLE, generation=_VOLUMES.c.generation + 1)
+)
+
 
 def missing(text: str) -> errors.NotExistsError:
     return errors.NotExistsError(f"there is no volume {text}")
 
 
-def find(session: Session, tenant: str, uuid: str) -> models.Volume:
+def find(session: Session, tenant: str, uuid: str, *also: ORMOption) -> models.Volume:
     """The row of an existing volume; one that is being made does not exist yet.
 
+    :param also: what to read with it.
     :raises NotExistsError: when there is none.
     """
-    row = session.get(models.Volume, uuid)
+    row = session.get(models.Volume, uuid, options=also)
     if row is None or row.status != models.AVAILABLE or row.tenant_id != tenant:
         raise missing(uuid)
     return row
@@ -137,7 +155,7 @@ def _intend(
     make_room(session, tenant, uuid, request.alias)
     volume = _row(tenant, uuid, request)
     calls = _place(core, session, volume)
-    session.add(volume)
+    placing.record(session, volume)
     tenants.take(session, volume)
     return volume, calls
 
@@ -150,20 +168,19 @@ def make_room(session: Session, tenant: str, uuid: str, alias: str) -> None:
 
     :raises AlreadyExistsError: when they are not.
     """
-    row = session.get(models.Volume, uuid)
-    if row is not None and row.status == models.CREATING:
-        removals.retire_volume(session, row)
-    _refuse_known(session, tenant, uuid, alias)
+    if _refuse_known(session, tenant, uuid, alias):
+        removals.retire_volume(session, session.get_one(models.Volume, uuid))
 
 
-def _refuse_known(session: Session, tenant: str, uuid: str, alias: str) -> None:
-    row = session.get(models.Volume, uuid)
-    if row is not None and row.status != models.CREATING:
+def _refuse_known(session: Session, tenant: str, uuid: str, alias: str) -> bool:
+    """:returns: whether there is a row of the uuid that is still ``creating``."""
+    values = {"known": uuid, "tenant": tenant, "alias": alias}
+    found = dict(iter(session.connection().execute(_KNOWN, values)))
+    if found.get(uuid, models.CREATING) != models.CREATING:
         raise errors.AlreadyExistsError(f"volume {uuid} exists already", volume=uuid)
-    query = select(models.Volume.uuid).filter_by(tenant_id=tenant, alias=alias)
-    taken = session.scalar(query)
-    if taken is not None:
+    for taken in found.keys() - {uuid}:
         raise errors.AlreadyExistsError(f"the alias {alias} is that of volume {taken}")
+    return uuid in found
 
 
 def _row(tenant: str, uuid: str, request: wire.VolumeCreate) -> models.Volume:
@@ -192,9 +209,9 @@ def _place(core: Core, session: Session, volume: models.Volume) -> dict[str, Cal
     for spot in sorted(spots):
         replica = placing.add_replica(session, volume, spot.backend_id, spot.pool, size, ask)
         replica.position = spots.index(spot)
-        backend = session.get_one(models.Backend, spot.backend_id)
+        address = placing.address(session, spot.backend_id)
         spec = placing.replica_spec(volume, replica)
-        calls[replica.uuid] = building.put_replica(backend, replica.uuid, spec)
+        calls[replica.uuid] = building.put_replica(address, replica.uuid, spec)
     return calls
 
 
@@ -206,22 +223,22 @@ def finish(core: Core, volume: models.Volume, calls: dict[str, Call[Any]]) -> No
     building.build(
         core,
         calls,
-        commit=lambda: _commit(core, volume.uuid),
+        commit=lambda: _commit(core, volume),
         retire=building.retire_volume(volume.uuid),
         name=f"volume {volume.uuid} ({volume.alias})",
     )
 
 
-def _commit(core: Core, uuid: str) -> None:
+def _commit(core: Core, volume: models.Volume) -> None:
     with core.db.write() as session:
-        row = session.get_one(models.Volume, uuid)
-        row.status = models.AVAILABLE
+        if not session.connection().execute(_CREATED, {"known": volume.uuid}).rowcount:
+            raise errors.InternalError(f"volume {volume.uuid} is not being made any more")
         events.record(
             session,
             "volume.created",
-            f"volume {row.alias} of {row.capacity} GiB was created",
-            volume=uuid,
-            tenant=row.tenant_id,
+            f"volume {volume.alias} of {volume.capacity} GiB was created",
+            volume=volume.uuid,
+            tenant=volume.tenant_id,
         )
 
 

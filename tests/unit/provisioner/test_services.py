@@ -4,6 +4,7 @@
 import uuid
 
 import pytest
+from sqlalchemy import delete
 
 from kumo_client import errors, naming
 from kumo_client.naming import GIB
@@ -87,6 +88,20 @@ def test_a_defect_of_ours_is_undone_too(core, three, monkeypatch):
         volumes.create(core, T, volume(replicas=3))
     assert not caught.value.transient
     assert core.nodes.objects() == set()
+
+
+def test_a_record_that_went_while_a_volume_was_made_is_not_passed_over(core, three, monkeypatch):
+    def gone(call):
+        with core.db.write() as session:
+            session.execute(delete(models.Replica))
+            session.execute(delete(models.Volume))
+        return whole(call)
+
+    whole = core.nodes._call
+    monkeypatch.setattr(core.nodes, "_call", gone)
+    with pytest.raises(errors.InternalError, match="not being made any more"):
+        volumes.create(core, T, volume())
+    assert volumes.list_all(core, T) == []
 
 
 def test_capacity_is_never_sold_twice(core):
