@@ -94,8 +94,10 @@ def register(session: Session, request: wire.HostProbe, *, probing: bool = True)
     if row is not None and row.nqn != request.host_nqn:
         _refuse_published(session, row, request)
         LOG.info("Host %s has a new NQN: %s instead of %s", row.uuid, request.host_nqn, row.nqn)
-    other = session.scalar(select(models.Host).filter_by(nqn=request.host_nqn))
-    if other is not None and other.uuid != request.host_id:
+    other = None
+    if row is None or row.nqn != request.host_nqn:
+        other = session.scalar(select(models.Host).filter_by(nqn=request.host_nqn))
+    if other is not None:
         _refuse_published(session, other, request)
         LOG.info("Host %s takes the place of %s, which had its NQN", request.host_id, other.uuid)
         session.delete(other)

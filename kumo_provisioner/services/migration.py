@@ -471,16 +471,21 @@ def abandon(core: Core, task_id: str, status: str, reason: str) -> None:
     removals.carry_out(core, gone)
 
 
+def copies(session: Session, uuid: str) -> list[str]:
+    """The tasks that copy a replica of a volume now."""
+    query = select(models.Task.uuid).filter_by(
+        volume_id=uuid, type=wire.OFFLINE_MIGRATION, state=wire.RUNNING
+    )
+    return list(session.scalars(query))
+
+
 def give_way(core: Core, uuid: str, why: str) -> None:
     """End the copies of a volume, because something more urgent needs it.
 
     The caller holds the lock of the volume.
     """
-    query = select(models.Task.uuid).filter_by(
-        volume_id=uuid, type=wire.OFFLINE_MIGRATION, state=wire.RUNNING
-    )
     with core.db.read() as session:
-        found = session.scalars(query).all()
+        found = copies(session, uuid)
     for task_id in found:
         abandon(core, task_id, "Busy", f"the copy gave way: {why}")
 

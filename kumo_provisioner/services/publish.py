@@ -15,10 +15,10 @@ export that is left there is removed by the reconcile that follows the node's re
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from oslo_log import log
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, joinedload, selectinload
 
 from kumo_client import errors, naming
 from kumo_client.schemas import host as wire
@@ -40,6 +40,9 @@ from kumo_provisioner.services import (
 from kumo_provisioner.services.exports import export_call, unexport_call
 
 LOG = log.getLogger(__name__)
+# Read with a volume: one query takes a part of the time of three.
+_WITH_LEGS = (joinedload(models.Volume.replicas).joinedload(models.Replica.backend),)
+_WITH_HOSTS = selectinload(models.Volume.publications).joinedload(models.Publication.host)
 
 
 def publish(core: Core, tenant: str, request: wire.PublishRequest) -> wire.PublishAnswer:
@@ -65,35 +68,69 @@ def _publish(
     core: Core, tenant: str, uuid: str, request: wire.PublishRequest
 ) -> wire.PublishAnswer:
     with core.locks.hold(uuid):
-        with core.db.read() as session:
-            volumes.find(session, tenant, uuid)
-        migration.give_way(core, uuid, f"the volume is published to host {request.host_id}")
-        grown = _alike(core, tenant, uuid)
-        with core.db.write() as session:
-            volume = volumes.find(session, tenant, uuid)
-            host = _host(session, request)
-            known = session.get(models.Publication, (uuid, host.uuid))
-            fresh = known is None or known.status != models.PUBLISHED
-            if known is None:
-                session.add(
-                    models.Publication(
-                        volume_id=uuid,
-                        host_id=host.uuid,
-                        status=models.PUBLISHING,
-                        since=now_ms(),
-                    )
-                )
-            calls = _calls(volume, host.nqn, grown)
-            careful = wire.ABILITY_FRESHNESS in _abilities(host, request)
+        begun = _begin(core, tenant, uuid, request)
+        if begun is None:
+            migration.give_way(core, uuid, f"the volume is published to host {request.host_id}")
+            grown = _alike(core, tenant, uuid)
+            begun = _begin(core, tenant, uuid, request, _Prepared(grown))
+            assert begun is not None  # noqa: S101 - it is prepared
+        volume, host, fresh, calls = begun
         outcomes = core.nodes.call_all(calls)
         if all(outcome.error is not None for outcome in outcomes.values()):
             if fresh:
                 _undo(core, uuid, host, outcomes)
             failed = building.first_error(outcomes)
             raise failed or errors.InternalError(f"volume {uuid} has no replica", volume=uuid)
-        if fresh and not careful:
+        careful = wire.ABILITY_FRESHNESS in _abilities(host, request)
+        if fresh and volume.replicated and not careful:
             _need_fresh(core, uuid, host, outcomes)
         return _commit(core, uuid, host, outcomes, fresh)
+
+
+class _Prepared(NamedTuple):
+    """Nothing is at work on the volume any more. ``grown`` as of :func:`_alike`."""
+
+    grown: set[str] | None
+
+
+class _Begun(NamedTuple):
+    """``fresh``: the host did not have the volume."""
+
+    volume: models.Volume
+    host: models.Host
+    fresh: bool
+    calls: dict[str, Call[Any]]
+
+
+def _begin(
+    core: Core,
+    tenant: str,
+    uuid: str,
+    request: wire.PublishRequest,
+    prepared: _Prepared | None = None,
+) -> _Begun | None:
+    """Record that a host is to have a volume; None when that needs preparation."""
+    with core.db.write() as session:
+        volume = volumes.find(session, tenant, uuid, *_WITH_LEGS)
+        if prepared is None and not _at_rest(session, volume):
+            return None
+        host = _host(session, request)
+        known = session.get(models.Publication, (uuid, host.uuid))
+        if known is None:
+            session.add(
+                models.Publication(
+                    volume_id=uuid, host_id=host.uuid, status=models.PUBLISHING, since=now_ms()
+                )
+            )
+        fresh = known is None or known.status != models.PUBLISHED
+        calls = _calls(volume, host.nqn, prepared.grown if prepared is not None else None)
+        return _Begun(volume, host, fresh, calls)
+
+
+def _at_rest(session: Session, volume: models.Volume) -> bool:
+    """Whether nothing is at work on a volume that a publish has to end first."""
+    settled = volume.wanted_capacity == volume.capacity and not volume.unsettled
+    return settled and not migration.copies(session, volume.uuid)
 
 
 def _abilities(host: models.Host, request: wire.PublishRequest) -> set[str]:
@@ -193,14 +230,13 @@ def _commit(
     core: Core, uuid: str, host: models.Host, outcomes: dict[str, Outcome[Any]], fresh: bool
 ) -> wire.PublishAnswer:
     with core.db.write() as session:
-        row = session.get_one(models.Publication, (uuid, host.uuid))
+        volume = session.get_one(models.Volume, uuid, options=(*_WITH_LEGS, _WITH_HOSTS))
+        row = next(one for one in volume.publications if one.host_id == host.uuid)
         row.status = models.PUBLISHED
-        volume = session.get_one(models.Volume, uuid)
-        session.flush()
         others = [one for one in replicas.published(volume) if one.host_id != host.uuid]
         state = volume.array_state if volume.replicated else ""
         if fresh:
-            _note_absent(session, volume, row.host, outcomes, shared=bool(others))
+            _note_absent(session, volume, host, outcomes, shared=bool(others))
         if state == models.ARRAY_CLEAN:
             # The host may assemble the array from now on, and need not tell.
             replicas.enter_array(session, volume, models.ARRAY_OPEN, host.uuid)
@@ -257,7 +293,7 @@ def unpublish(core: Core, tenant: str, request: wire.UnpublishRequest) -> None:
     with core.locks.hold(uuid):
         calls: dict[tuple[str, str], Call[Any]] = {}
         with core.db.write() as session:
-            volume = volumes.find(session, tenant, uuid)
+            volume = volumes.find(session, tenant, uuid, *_WITH_LEGS, _WITH_HOSTS)
             gone = [
                 one
                 for one in volume.publications

@@ -93,6 +93,8 @@ def carry_out(
     :returns: how many are left for a later reconcile.
     """
     wanted = list(uuids)
+    if not wanted:
+        return 0
     calls: dict[str, Call[None]] = {}
     with core.db.read() as session:
         rows = session.scalars(select(models.Removal).where(models.Removal.uuid.in_(wanted)))
