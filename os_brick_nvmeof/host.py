@@ -74,6 +74,15 @@ class Host(Protocol):
         :raises OSError: as the kernel answers.
         """
 
+    def identify(self, controller: str, cns: int, nsid: int) -> bytes:
+        """Ask a controller with the Identify command (NVMe base specification 2.0, 5.17).
+
+        :param controller: its character device, "/dev/nvme3".
+        :param cns: 0 for the data of a namespace, 2 for the active ones, 3 for the identifiers.
+        :returns: 4096 bytes.
+        :raises OSError: as the kernel answers; EIO when the controller refused.
+        """
+
     def read(self, device: str, offset: int, length: int) -> bytes:
         """Read from a block device past the page cache; offset and length in multiples of 4096.
 

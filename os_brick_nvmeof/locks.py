@@ -38,11 +38,13 @@ class Locks:
     :param lock_path: directory of the lock file, the same for all services of the host; None
         for locks between the threads of this process alone.
     :param sleep: waits that many seconds between two tries at a lock of another process.
+    :ivar directory: ``lock_path``: what all services of the host have to know is there as well.
     """
 
     def __init__(
         self, lock_path: str | None = None, sleep: Callable[[float], None] = time.sleep
     ) -> None:
+        self.directory = lock_path
         self._path = os.path.join(lock_path, FILE) if lock_path else None
         self._sleep = sleep
 

@@ -1,0 +1,444 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The legs of a volume as block devices of this host: connect, undo, release, resize.
+
+One subsystem serves many volumes of a host, so none of this belongs to one volume alone. What is
+done to a subsystem's controllers and records is done under its lock; nothing waits for a storage
+node under it, but for :data:`removal.SILENT` seconds. An attach connects without the lock. It takes
+the lock at its beginning to say that it comes, and at its end to see that no detach took its
+connection away in between.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from oslo_log import log as logging
+
+from os_brick_nvmeof import (
+    conf,
+    errors,
+    fabrics,
+    identify,
+    portals,
+    records,
+    removal,
+    sysfs,
+    waiting,
+)
+from os_brick_nvmeof.context import Context
+from os_brick_nvmeof.props import Leg, Volume
+
+LOG = logging.getLogger(__name__)
+
+# Seconds between two rescans while a namespace is awaited.
+_RESCAN = 1.0
+# Seconds of scanning before the target is asked whether it has the namespace at all.
+_ASK = 0.5
+# Seconds that the other portals of a leg get once it has a device (multipath).
+_GRACE = 1.0
+
+
+class LegDevice(NamedTuple):
+    """A leg that is a block device.
+
+    :ivar path: "/dev/nvme0n1".
+    :ivar size: bytes.
+    :ivar block_size: bytes of a logical block.
+    """
+
+    leg: Leg
+    path: str
+    name: str
+    size: int
+    block_size: int
+
+
+class LegOutcome(NamedTuple):
+    """How connecting a leg ended.
+
+    :ivar device: None when it has none; then ``error`` says why.
+    :ivar unreachable: nothing is known of the leg's data: its node could not be asked. False
+        with no device: its node answered, and does not have it.
+    :ivar made: controllers that this very attach made.
+    """
+
+    leg: Leg
+    device: LegDevice | None
+    error: errors.KumoBrickError | None
+    unreachable: bool
+    made: tuple[sysfs.Controller, ...] = ()
+
+
+def connect_legs(ctx: Context, volume: Volume, legs: Sequence[Leg]) -> list[LegOutcome]:
+    """Have legs as block devices, all at once.
+
+    Takes ``connect_timeout`` for a leg that cannot be reached, and ``device_timeout`` more for one
+    that is slow to appear.
+
+    :returns: one for each leg, in order. Errors are in there.
+    :raises OSError: sysfs or the lock directory cannot be used; then everything is undone.
+    """
+    for nqn, some in _by_subsystem(legs):
+        with ctx.locks.subsystem(nqn):
+            records.note(ctx, nqn, (leg.uuid for leg in some), records.ATTACHED, _listed(ctx, nqn))
+    timeouts = conf.time_outs(ctx.conf, volume.io_class)
+    tries = [_Leg(ctx, volume, leg, timeouts) for leg in legs]
+    try:
+        return waiting.together(ctx, [each.connect for each in tries], "kumo-leg")
+    except BaseException:
+        undo(ctx, [LegOutcome(each.leg, None, None, True, tuple(each.made)) for each in tries])
+        raise
+
+
+class _Leg:
+    """One leg on its way to a block device."""
+
+    def __init__(self, ctx: Context, volume: Volume, leg: Leg, timeouts: conf.TimeOuts) -> None:
+        self._ctx = ctx
+        self._volume = volume
+        self._timeouts = timeouts
+        self._options = ctx.conf[conf.GROUP]
+        self.leg = leg
+        self.made: list[sysfs.Controller] = []
+        self._race: portals.Race | None = None
+
+    def connect(self) -> LegOutcome:
+        if not self.leg.nqn or not self.leg.portals:
+            return self._failed("the storage does not offer this leg to this host", True)
+        try:
+            return self._connect()
+        except errors.KumoBrickError as error:
+            unreachable = not isinstance(error, errors.NamespaceMissingError)
+            return self._failed(error.text, unreachable, type(error), error.way_out)
+        finally:
+            self._leave()
+
+    def _connect(self) -> LegOutcome:
+        options = self._options
+        whole = waiting.Deadline(self._ctx.clock, options.connect_timeout + options.device_timeout)
+        while True:
+            fresh = self._reach(min(options.connect_timeout, whole.left))
+            device = self._device(fresh, min(options.device_timeout, whole.left))
+            if device and self._confirmed(device):
+                if self._race:
+                    self._race.all.wait(min(_GRACE, whole.left))
+                return LegOutcome(self.leg, device, None, False, self._leave())
+            # A detach of another volume, or the network, took the connection away meanwhile.
+            if whole.passed:
+                raise errors.UnreachableError("the connection was lost again and again")
+
+    def _reach(self, seconds: float) -> bool:
+        """Have a live controller; False when there was one and nothing had to be connected.
+
+        :raises UnreachableError: with the reason of each portal.
+        """
+        ctx, leg = self._ctx, self.leg
+        live = fabrics.live(ctx, leg.nqn)
+        for each in live:
+            fabrics.set_time_outs(ctx, each, self._timeouts)
+        missing = any(fabrics.existing(ctx, leg.nqn, each) is None for each in leg.portals)
+        if live and not (ctx.multipath and missing):
+            return False
+        self._leave()
+        deadline = waiting.Deadline(ctx.clock, seconds)
+        self._race = portals.Race(ctx, leg, self._timeouts, deadline)
+        self._race.start()
+        if live:
+            return False
+        self._race.one.wait(deadline.left)
+        if not fabrics.live(ctx, leg.nqn):
+            raise errors.UnreachableError(
+                "no portal can be connected: " + self._reasons(deadline),
+                way_out="check the node and the network to it",
+            )
+        return True
+
+    def _reasons(self, deadline: waiting.Deadline) -> str:
+        failed = self._race.failed if self._race else {}
+        silent = f"not connected after {deadline.seconds:g} s"
+        return "; ".join(f"{each}: {failed.get(each, silent)}" for each in self.leg.portals)
+
+    def _device(self, fresh: bool, seconds: float) -> LegDevice | None:
+        """Wait for the block device; None when the connection is lost.
+
+        :raises NamespaceMissingError: the target says that it does not have it.
+        :raises UnreachableError: it did not appear in time, and nobody knows why.
+        """
+        ctx, leg = self._ctx, self.leg
+        deadline = waiting.Deadline(ctx.clock, seconds)
+        search = _Search(ctx, leg, fresh)
+        found = waiting.until(ctx, search.look, deadline)
+        if isinstance(found, LegDevice):
+            return found
+        if found:
+            return None
+        raise errors.UnreachableError(
+            f"its namespace has not appeared on a live connection after {deadline.seconds:g} s",
+            way_out="look at the kernel log of this host",
+        )
+
+    def _confirmed(self, device: LegDevice) -> bool:
+        """Whether it is still there, seen under the lock: no detach can take it away later."""
+        ctx, leg = self._ctx, self.leg
+        with ctx.locks.subsystem(leg.nqn):
+            if usable(ctx, leg) != device:
+                return False
+            # The detach of another volume may have dropped all records with the connection.
+            records.note(ctx, leg.nqn, [leg.uuid], records.ATTACHED, _listed(ctx, leg.nqn))
+            return True
+
+    def _leave(self) -> tuple[sysfs.Controller, ...]:
+        if self._race:
+            self.made += self._race.leave()
+            self._race = None
+        return tuple(self.made)
+
+    def _failed(
+        self,
+        text: str,
+        unreachable: bool,
+        kind: type[errors.KumoBrickError] = errors.UnreachableError,
+        way_out: str = "",
+    ) -> LegOutcome:
+        error = kind(
+            text,
+            volume=self._volume.uuid,
+            leg=self.leg.uuid,
+            node=self.leg.node,
+            portal=", ".join(str(each) for each in self.leg.portals),
+            way_out=way_out or "check the node and the network to it",
+        )
+        return LegOutcome(self.leg, None, error, unreachable, self._leave())
+
+
+class _Search:
+    """Looks for the namespace of a leg, again and again."""
+
+    def __init__(self, ctx: Context, leg: Leg, fresh: bool) -> None:
+        self._ctx = ctx
+        self._leg = leg
+        # A new connection is being scanned already.
+        self._rescan = waiting.Deadline(ctx.clock, _RESCAN if fresh else 0)
+        self._ask = waiting.Deadline(ctx.clock, _ASK)
+
+    def look(self) -> LegDevice | bool | None:
+        """The device; True when the connection is lost; None when it has to be awaited."""
+        ctx, leg = self._ctx, self._leg
+        device = usable(ctx, leg)
+        if device:
+            return device
+        live = fabrics.live(ctx, leg.nqn)
+        if not live:
+            return True
+        if self._rescan.passed:
+            for each in live:
+                fabrics.rescan(ctx, each)
+            self._rescan = waiting.Deadline(ctx.clock, _RESCAN)
+        elif self._ask.passed:
+            self._ask = waiting.Deadline(ctx.clock, _RESCAN)
+            self._doubt(live[0])
+        return None
+
+    def _doubt(self, controller: sysfs.Controller) -> None:
+        try:
+            offered = identify.offers(self._ctx, controller.name, self._leg.uuid)
+        except OSError as error:
+            LOG.info("%s does not tell its namespaces: %s", controller.name, error)
+            return
+        if not offered:
+            raise errors.NamespaceMissingError(
+                f"subsystem {self._leg.nqn} does not offer it to this host",
+                way_out="look at the volume at the provisioner",
+            )
+
+
+def usable(ctx: Context, leg: Leg) -> LegDevice | None:
+    """The block device of a leg, found by UUID, that a live controller serves now."""
+    root = ctx.host.root
+    live = {each.name for each in fabrics.live(ctx, leg.nqn)}
+    found = sysfs.find(root, leg.nqn, leg.uuid) if live else None
+    # The kernel shows a device before its size is known, and before its node is there.
+    if not found or not found.size or not (root / "dev" / found.name).exists():
+        return None
+    if live.isdisjoint(sysfs.controllers_of(root, leg.nqn, found.name)):
+        return None
+    return LegDevice(leg, f"/dev/{found.name}", found.name, found.size, found.block_size)
+
+
+def undo(ctx: Context, outcomes: Sequence[LegOutcome]) -> None:
+    """Let go what a failed attach connected: controllers that it made and nobody else uses.
+
+    :raises StillInUseError: when one does not go.
+    """
+    for nqn, some in _by_subsystem([outcome.leg for outcome in outcomes]):
+        made = [each for outcome in outcomes for each in outcome.made if each.nqn == nqn]
+        uuids = {leg.uuid for leg in some}
+        with ctx.locks.subsystem(nqn):
+            before = records.of(ctx, nqn)
+            records.note(ctx, nqn, uuids, records.RELEASED, _listed(ctx, nqn))
+            names = {each.name for each in made}
+            # Where nothing is connected but what we made, nobody else can use it unrecorded.
+            ours_alone = all(each.name in names for each in fabrics.ours(ctx, nqn))
+            others = [
+                each
+                for each in _others(ctx, nqn, uuids)
+                if before.get(each.uuid)
+                or not ours_alone
+                or sysfs.holders(ctx.host.root, each.name)
+            ]
+            if others or not made:
+                continue
+            devices = _devices(ctx, nqn) if ours_alone else []
+            calls = removal.begin(ctx, made)
+            if ours_alone:
+                records.forget(ctx, nqn)
+        removal.prove(ctx, made, calls, devices, _stop_deadline(ctx))
+
+
+def release_legs(ctx: Context, volume: Volume, legs: Sequence[Leg], force: bool = False) -> None:
+    """Let legs go: delete the controllers of subsystems that nobody else on this host uses.
+
+    Others use a subsystem when it lists a namespace that is not ours, unless a connector of this
+    host has released it and no device is made of it. Takes ``stop_timeout`` at most.
+
+    :param force: also when a device is made of a leg.
+    :raises StillInUseError: a leg is still held, or its device did not go.
+    """
+    works = [
+        functools.partial(_release, ctx, volume, nqn, some, force)
+        for nqn, some in _by_subsystem(legs)
+    ]
+    waiting.together(ctx, works, "kumo-release")
+
+
+def _release(ctx: Context, volume: Volume, nqn: str, legs: Sequence[Leg], force: bool) -> None:
+    uuids = {leg.uuid for leg in legs}
+    deadline = _stop_deadline(ctx)
+    with ctx.locks.subsystem(nqn):
+        for each in sysfs.namespaces(ctx.host.root, nqn):
+            holders = sysfs.holders(ctx.host.root, each.name)
+            if each.uuid in uuids and holders and not force:
+                raise _held(volume, legs, each, f"{', '.join(holders)} is made of {each.name}")
+        records.note(ctx, nqn, uuids, records.RELEASED, _listed(ctx, nqn))
+        others = _others(ctx, nqn, uuids)
+        if others:
+            names = ", ".join(each.name for each in others)
+            LOG.debug("Subsystem %s stays connected for %s", nqn, names)
+            return
+        controllers = [
+            each
+            for each in sysfs.controllers(ctx.host.root, nqn)
+            if each.host_nqn in ("", ctx.host_nqn)
+        ]
+        devices = _devices(ctx, nqn)
+        calls = removal.begin(ctx, controllers)
+        records.forget(ctx, nqn)
+    try:
+        removal.prove(ctx, controllers, calls, devices, deadline)
+    except errors.StillInUseError as error:
+        raise _held(volume, legs, None, error.text) from error
+
+
+def _held(
+    volume: Volume, legs: Sequence[Leg], namespace: sysfs.Namespace | None, text: str
+) -> errors.StillInUseError:
+    about = [leg for leg in legs if namespace is None or leg.uuid == namespace.uuid]
+    return errors.StillInUseError(
+        text,
+        volume=volume.uuid,
+        leg=", ".join(leg.uuid for leg in about),
+        node=", ".join(sorted({leg.node for leg in about})),
+        way_out="close what uses it, then detach again",
+    )
+
+
+def grown(ctx: Context, device: LegDevice, size: int) -> int:
+    """Have the kernel look at a namespace again until it is that large.
+
+    :param size: bytes.
+    :returns: bytes that it has now.
+    :raises SizeError: it was still smaller after ``device_timeout``.
+    """
+    deadline = waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].device_timeout)
+    rescan = waiting.Deadline(ctx.clock, 0)
+
+    def enough() -> int:
+        nonlocal rescan
+        now = sysfs.size(ctx.host.root, device.name) or 0
+        if now >= size:
+            return now
+        if rescan.passed:
+            for each in fabrics.live(ctx, device.leg.nqn):
+                fabrics.rescan(ctx, each)
+            rescan = waiting.Deadline(ctx.clock, _RESCAN)
+        return 0
+
+    now = waiting.until(ctx, enough, deadline)
+    if now:
+        return now
+    raise errors.SizeError(
+        f"{device.path} has {sysfs.size(ctx.host.root, device.name)} bytes after "
+        f"{deadline.seconds:g} s, and should have {size}",
+        leg=device.leg.uuid,
+        node=device.leg.node,
+        way_out="extend again once the node is back",
+    )
+
+
+def offered_size(ctx: Context, device: LegDevice) -> int:
+    """Bytes that the target says the leg has, whatever this host has noticed.
+
+    :raises SizeError: nobody could tell within ``device_timeout``.
+    """
+    leg = device.leg
+    deadline = waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].device_timeout)
+    reason = "no live connection"
+    namespace = sysfs.find(ctx.host.root, leg.nqn, leg.uuid)
+    nsid = namespace.nsid if namespace else 0
+    for each in fabrics.live(ctx, leg.nqn) if namespace else ():
+        ask = functools.partial(identify.size, ctx, each.name, nsid)
+        call = waiting.Call(ctx, ask, f"kumo-identify-{each.name}")
+        reason = f"no answer after {deadline.seconds:g} s"
+        if call.wait(deadline):
+            try:
+                return call.result()
+            except OSError as error:
+                reason = str(error)
+    raise errors.SizeError(
+        f"the size of {device.path} is not known: {reason}",
+        leg=leg.uuid,
+        node=leg.node,
+        way_out="extend again once the node is back",
+    )
+
+
+def _by_subsystem(legs: Iterable[Leg]) -> Iterator[tuple[str, list[Leg]]]:
+    """Legs by NQN, sorted, which is the order of locks; without those that have none."""
+    legs = [leg for leg in legs if leg.nqn]
+    for nqn in sorted({leg.nqn for leg in legs}):
+        yield nqn, [leg for leg in legs if leg.nqn == nqn]
+
+
+def _listed(ctx: Context, nqn: str) -> set[str]:
+    return {each.uuid for each in sysfs.namespaces(ctx.host.root, nqn)}
+
+
+def _devices(ctx: Context, nqn: str) -> list[str]:
+    return [each.name for each in sysfs.namespaces(ctx.host.root, nqn)]
+
+
+def _others(ctx: Context, nqn: str, uuids: set[str]) -> list[sysfs.Namespace]:
+    """Namespaces of a subsystem that are not ours and may be in use on this host."""
+    known = records.of(ctx, nqn)
+    return [
+        each
+        for each in sysfs.namespaces(ctx.host.root, nqn)
+        if each.uuid not in uuids
+        and (known.get(each.uuid) != records.RELEASED or sysfs.holders(ctx.host.root, each.name))
+    ]
+
+
+def _stop_deadline(ctx: Context) -> waiting.Deadline:
+    return waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].stop_timeout)
