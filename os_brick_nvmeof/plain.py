@@ -37,20 +37,25 @@ def attach(ctx: Context, volume: Volume) -> str:
 def detach(ctx: Context, volume: Volume, force: bool = False) -> None:
     """Write out what is cached, and let the volume go; fine when it is not there.
 
-    :param force: also when the data cannot be written out or a device is made of it.
-    :raises StillInUseError: somebody uses it, or it could not be written out; nothing was undone.
+    :param force: also when the data cannot be written out or a device is made of it; that error
+        is raised when the volume is gone.
+    :raises StillInUseError: somebody uses it, or it could not be written out; without ``force``
+        nothing was undone.
     :raises OSError: sysfs or the lock directory cannot be used.
     """
     leg = _leg(volume)
     device = sysfs.find(ctx.host.root, leg.nqn, leg.uuid)
+    lost = None
     if device:
         try:
             _flush(ctx, volume, leg, device.name, force)
         except errors.StillInUseError as error:
             if not force:
                 raise
-            LOG.warning("Detaching %s by force: %s", volume, error)
+            lost = error
     legs.release_legs(ctx, volume, [leg], force)
+    if lost:
+        raise lost
 
 
 def _flush(ctx: Context, volume: Volume, leg: Leg, name: str, force: bool) -> None:

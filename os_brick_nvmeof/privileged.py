@@ -23,6 +23,7 @@ from os_brick_nvmeof import host
 FABRICS_SECONDS = 90.0
 WRITE_SECONDS = 60.0
 READ_SECONDS = 30.0
+IDENTIFY_SECONDS = 30.0
 # Data of a guest may be on its way, to a node that is slow or away for a moment.
 FLUSH_SECONDS = 300.0
 # What a command may take longer than its own limit, to be killed.
@@ -65,6 +66,10 @@ class LocalHost:
     def flush(self, device: str) -> None:
         """Write out what the page cache holds of a block device, and empty it."""
         self._ask(device, FLUSH_SECONDS, "flush", device)
+
+    def identify(self, controller: str, cns: int, nsid: int) -> bytes:
+        """Ask a controller with the Identify command."""
+        return bytes(self._ask(controller, IDENTIFY_SECONDS, "identify", controller, cns, nsid))
 
     def probe(self, address: str, port: str, timeout: float) -> None:
         """Open a TCP connection and close it."""

@@ -15,12 +15,14 @@ Errors are answered, not raised: privsep makes an exception again of its class a
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import itertools
 import mmap
 import os
 import re
+import struct
 import subprocess
 import threading
 from collections.abc import Callable
@@ -33,6 +35,12 @@ BLOCK = 4096
 LONGEST_READ = 4 << 20
 # _IO(0x12, 97), include/uapi/linux/fs.h.
 BLKFLSBUF = 0x1261
+# _IOWR('N', 0x41, struct nvme_passthru_cmd), include/uapi/linux/nvme_ioctl.h: opcode, flags,
+# nsid, cdw2, cdw3, metadata, address, both lengths, cdw10 to cdw15, time-out, result.
+NVME_ADMIN = 0xC0484E41
+_ADMIN_COMMAND = struct.Struct("=BBxxIIIQQIIIIIIIIII")
+_IDENTIFY = 0x06
+_ASKED = (0x00, 0x02, 0x03)
 PROGRAMS = ("mdadm", "udevadm")
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Quick verbs, which are most, are answered by start() itself.
@@ -48,6 +56,7 @@ _ATTRIBUTES = re.compile(
     r"|/sys/(class/block|block)/nvme\d+n\d+/uevent"
 )
 _DEVICES = re.compile(r"/dev/(nvme\d+n\d+|md[\w.-]+|md/[^/]+)")
+_CONTROLLERS = re.compile(r"/dev/nvme\d+")
 _OPTIONS = re.compile(r"[^\x00-\x20]{1,3072}")
 
 # ("done", result) | ("errno", number, text) | ("command", exit code or None, output)
@@ -111,6 +120,25 @@ def flush(device: str) -> Answer:
     return "done", None
 
 
+def identify(controller: str, cns: int, nsid: int) -> Answer:
+    """What a controller says of its namespaces (NVMe base specification 2.0, 5.17)."""
+    if not _CONTROLLERS.fullmatch(controller) or cns not in _ASKED:
+        return _refused(f"{controller} is not to be asked for {cns}")
+    data = ctypes.create_string_buffer(BLOCK)
+    at = ctypes.addressof(data)
+    command = bytearray(
+        _ADMIN_COMMAND.pack(_IDENTIFY, 0, nsid, 0, 0, 0, at, 0, BLOCK, cns, 0, 0, 0, 0, 0, 0, 0)
+    )
+    handle = os.open(controller, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = fcntl.ioctl(handle, NVME_ADMIN, command)
+    finally:
+        os.close(handle)
+    if status:
+        return "errno", errno.EIO, f"{controller} answered with status {status:#x}"
+    return "done", data.raw
+
+
 def run(argv: tuple[str, ...], timeout: float) -> Answer:
     """Run one of :data:`PROGRAMS` in the C locale."""
     if not argv or argv[0] not in PROGRAMS:
@@ -145,6 +173,7 @@ VERBS: dict[str, Callable[..., Answer]] = {
     "write": write,
     "read": read,
     "flush": flush,
+    "identify": identify,
     "run": run,
 }
 

@@ -64,6 +64,39 @@ def test_a_device_is_flushed(near, far, monkeypatch, tmp_path):
     assert flushed == [0x1261]
 
 
+def identifying(far, monkeypatch, tmp_path, status):
+    device, sent = tmp_path / "nvme3", []
+    device.touch()
+
+    def ioctl(handle, request, command):
+        sent.append((request, len(command), far._ADMIN_COMMAND.unpack(command)))
+        # The kernel writes the answer to the address in the command.
+        far.ctypes.memmove(sent[0][2][6], b"answer", 6)
+        return status
+
+    monkeypatch.setattr(far, "_CONTROLLERS", re.compile(re.escape(str(device))))
+    monkeypatch.setattr(far.fcntl, "ioctl", ioctl)
+    return str(device), sent
+
+
+def test_a_controller_is_asked(near, far, monkeypatch, tmp_path):
+    device, sent = identifying(far, monkeypatch, tmp_path, 0)
+    answer = near.identify(device, 3, 7)
+    assert (len(answer), answer[:6]) == (4096, b"answer")
+    request, length, command = sent[0]
+    # The size is part of the request's number.
+    assert (request, length) == (0xC0484E41, (0xC0484E41 >> 16) & 0x3FFF)
+    assert command[:3] == (6, 0, 7)
+    assert command[8:10] == (4096, 3)
+
+
+def test_a_controller_refuses_to_answer(near, far, monkeypatch, tmp_path):
+    device, _sent = identifying(far, monkeypatch, tmp_path, 0x400B)
+    with pytest.raises(OSError, match="status 0x400b") as caught:
+        near.identify(device, 0, 7)
+    assert caught.value.errno == errno.EIO
+
+
 def test_a_portal_is_probed(near, monkeypatch):
     class Connection:
         closed = 0
@@ -130,6 +163,8 @@ def test_a_device_is_read_in_whole_blocks(near, far, monkeypatch, tmp_path):
         ("read", ("/dev/nvme0n1", 0, 1 << 30)),
         ("read", ("/dev/md/../sda", 0, 4096)),
         ("flush", ("/dev/sda",)),
+        ("identify", ("/dev/sda", 0, 1)),
+        ("identify", ("/dev/nvme3", 1, 1)),
     ],
 )
 def test_nothing_else_is_touched(near, verb, arguments):
