@@ -33,7 +33,15 @@ from lab.progress import Progress
 DEFAULT_NAME = "kumo"
 SSDS = 2
 SSD_GIB = 16
-_SHIPPED = ("cinder_kumo", "kumo_client", "kumo_node", "kumo_provisioner", "lab", "os_brick_nvmeof")
+_SHIPPED = (
+    "bench",
+    "cinder_kumo",
+    "kumo_client",
+    "kumo_node",
+    "kumo_provisioner",
+    "lab",
+    "os_brick_nvmeof",
+)
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 # Length of the path of a unix socket, its final NUL included (sun_path in unix(7)).
 _SOCKET_PATH = 108
@@ -123,18 +131,20 @@ class Lab:
         kernel: str = image.DEFAULT_KERNEL,
         ssds: int = SSDS,
         ssd_gib: int = SSD_GIB,
+        icount: bool = False,
     ) -> Lab:
         """Make a lab and boot its machines, all at once.
 
         :param ssds: number of SSDs of a storage machine.
         :param ssd_gib: size of each SSD of a storage machine, in GiB (sparse).
+        :param icount: let the machines' clocks count instructions, for benchmarks in one machine.
         :raises UsageError: no lab can have that name.
         :raises LabError: a lab of that name exists, or something failed; nothing is left then.
         """
         _check_name(name)
         if cls.exists(name):
             raise _already_up(name)
-        specs = _machine_specs(storage, compute, ssds, ssd_gib)
+        specs = _machine_specs(storage, compute, ssds, ssd_gib, icount)
         built = image.build(kernel, progress)
         state = {
             "kernel": built.version,
@@ -239,7 +249,9 @@ def _path(key: str, value: str) -> Any:
     return value if key == "version" else Path(value)
 
 
-def _machine_specs(storage: int, compute: int, ssds: int, ssd_gib: int) -> list[MachineSpec]:
+def _machine_specs(
+    storage: int, compute: int, ssds: int, ssd_gib: int, icount: bool
+) -> list[MachineSpec]:
     """What the machines of a lab are made of.
 
     :raises LabError: more than there are addresses for.
@@ -252,6 +264,7 @@ def _machine_specs(storage: int, compute: int, ssds: int, ssd_gib: int) -> list[
             memory=MEMORY_MIB[role],
             ssds=ssds if role == STORAGE else 0,
             ssd_gib=ssd_gib,
+            icount=icount,
         )
         for role, count in ((STORAGE, storage), (COMPUTE, compute))
         for number in range(1, count + 1)

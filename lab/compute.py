@@ -196,6 +196,26 @@ class Compute:
         self.disconnect(attachment)
         self.forget(attachment)
 
+    def together(self, name: str, attachments: list[Attachment], **more: Any) -> float:
+        """Connect or disconnect attachments at the same time.
+
+        :param name: ``connect`` or ``disconnect``.
+        :return: the seconds that all took together.
+        :raises BrickError: the connector failed for one of them; all are done.
+        """
+        arguments = {"multipath": self.multipath, **more}
+        calls = [{"call": name, "arguments": {"data": x.data, **arguments}} for x in attachments]
+        answers, seconds = self.brick.call("together", calls=calls)
+        for attachment, answer in zip(attachments, answers, strict=True):
+            attachment.seconds = answer["seconds"]
+            if name == "connect" and "result" in answer:
+                attachment.device = answer["result"]
+                attachment.data["device_path"] = attachment.path
+        failed = [answer["error"] for answer in answers if "error" in answer]
+        if failed:
+            raise BrickError(f"{self.machine.name}: {name}: {len(failed)} failed: {failed[0]}")
+        return seconds
+
     def forget(self, attachment: Attachment) -> None:
         """Delete the attachment alone."""
         self._request("DELETE", f"/attachments/{attachment.identifier}")

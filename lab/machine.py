@@ -43,7 +43,11 @@ _NAMESPACE = uuid.UUID("0c1f6c0e-6f0e-5f7a-8a53-6a6c3d0f2b11")
 
 @dataclass(frozen=True)
 class MachineSpec:
-    """What a machine is made of. ``memory`` in MiB, ``ssd_gib`` the size of each SSD in GiB."""
+    """What a machine is made of. ``memory`` in MiB, ``ssd_gib`` the size of each SSD in GiB.
+
+    ``icount``: its clock counts instructions and not time, so that what is measured in it can be
+    repeated (QEMU's documentation, "TCG Instruction Counting").
+    """
 
     name: str
     role: str
@@ -51,6 +55,7 @@ class MachineSpec:
     memory: int
     ssds: int
     ssd_gib: int
+    icount: bool = False
 
     @property
     def address(self) -> str:
@@ -176,7 +181,9 @@ class Machine:
         """The QEMU command."""
         here = self.directory
         argv = ["qemu-system-x86_64", "-name", self.name, "-machine", "q35,sata=off,smbus=off"]
-        argv += ["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "1"]
+        threads = "single" if self.spec.icount else "multi"
+        argv += ["-accel", f"tcg,thread={threads}", "-cpu", "max", "-smp", "1"]
+        argv += ["-icount", "shift=1,sleep=off"] if self.spec.icount else []
         argv += ["-m", str(self.spec.memory), "-nodefaults", "-no-user-config"]
         argv += ["-display", "none", "-kernel", str(self._layers.image.kernel)]
         argv += ["-initrd", str(self._layers.image.initrd), "-append", self._kernel_arguments()]

@@ -47,7 +47,7 @@ class Needs:
             self.ssd_gib or other.ssd_gib,
         )
 
-    def disks(self) -> dict[str, int]:
+    def disks(self) -> dict[str, Any]:
         """What is wanted of the disks, by name."""
         wanted = {"ssds": self.ssds, "ssd_gib": self.ssd_gib}
         return {name: value for name, value in wanted.items() if value is not None}

@@ -92,6 +92,7 @@ def test_command_line_of_a_storage_machine(bench):
     argv = machine.command_line()
     drives, devices = options(argv, "-drive"), options(argv, "-device")
     assert options(argv, "-accel") == ["tcg,thread=multi"]
+    assert options(argv, "-icount") == []
     assert options(argv, "-cpu") == ["max"]
     assert options(argv, "-m") == ["640"]
     # The kernel is told root=/dev/vda, which is the first virtio disk.
@@ -105,6 +106,13 @@ def test_command_line_of_a_storage_machine(bench):
         (drive,) = [each for each in drives if f"id=ssd{n}," in each]
         assert f"file={machine.directory / f'ssd{n}.raw'}," in drive
     assert "ifname=tap-s1," in options(argv, "-netdev")[0]
+
+
+def test_a_machine_whose_clock_counts_instructions(bench):
+    argv = bench("compute", icount=True).machine.command_line()
+    # QEMU counts instructions in one thread only.
+    assert options(argv, "-accel") == ["tcg,thread=single"]
+    assert options(argv, "-icount") == ["shift=1,sleep=off"]
 
 
 def test_command_line_of_a_compute_machine_has_no_ssds(bench):
