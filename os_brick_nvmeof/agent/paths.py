@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules for connections: every portal has one, with the time-outs of its class. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from os_brick_nvmeof.agent.actions import Action, Export, Reconnect, SetTimeOuts
+from os_brick_nvmeof.agent.judge import LegView, Path, View
+from os_brick_nvmeof.agent.model import TERMINATING, Controller, Place
+from os_brick_nvmeof.agent.round import Round
+
+
+def of_volume(this: Round, view: View) -> Iterator[Action]:
+    for leg in view.legs:
+        yield from _time_outs(this, view, leg)
+        if leg.leg.state != TERMINATING and leg.path is not Path.UNKNOWN:
+            yield from _reconnect(this, view, leg)
+            yield from _export(this, view, leg)
+
+
+def _time_outs(this: Round, view: View, leg: LegView) -> Iterator[Action]:
+    wanted = this.limits.time_outs[view.volume.io_class]
+    for one in leg.controllers:
+        if one.time_outs is not None and not _alike(one, wanted):
+            yield SetTimeOuts(
+                volume=view.volume.uuid,
+                controller=one.name,
+                nqn=one.nqn,
+                io_class=view.volume.io_class,
+                reason=f"{one.name} does not have the time-outs of its class",
+            )
+
+
+def _alike(one: Controller, wanted: object) -> bool:
+    # The keep-alive cannot be changed on a live connection (drivers/nvme/host/sysfs.c).
+    names = ("reconnect_delay", "fast_io_fail", "ctrl_loss")
+    return all(getattr(one.time_outs, name) == getattr(wanted, name) for name in names)
+
+
+def _reconnect(this: Round, view: View, leg: LegView) -> Iterator[Action]:
+    if not leg.leg.nqn or (leg.controllers and not this.seen.multipath):
+        return
+    for portal in leg.leg.portals:
+        if any(one.at(portal) for one in leg.controllers):
+            continue
+        yield Reconnect(
+            volume=view.volume.uuid,
+            leg=leg.uuid,
+            nqn=leg.leg.nqn,
+            portal=portal,
+            io_class=view.volume.io_class,
+            reason=f"no connection to {portal}",
+        )
+
+
+def _export(this: Round, view: View, leg: LegView) -> Iterator[Action]:
+    """A leg that the array lacks and that its live connections do not show."""
+    if not view.volume.replicated or leg.place is not Place.OUT or leg.namespace is not None:
+        return
+    if this.seen.namespaces is None or view.volume.shared:
+        return
+    if leg.path is Path.LIVE or not leg.leg.nqn:
+        yield Export(
+            volume=view.volume.uuid,
+            leg=leg.uuid,
+            reason="its node does not show it to this host",
+        )

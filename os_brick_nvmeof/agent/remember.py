@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the memory follows from what is seen and from what was done. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+
+from os_brick_nvmeof.agent import judge
+from os_brick_nvmeof.agent.actions import Action, AskReplacement, ReportArray
+from os_brick_nvmeof.agent.model import Asked, Limits, Memory, Seen, Tried, Volume, Wanted
+
+# Seconds to the second try, doubled each time, and the longest.
+FIRST_PAUSE = 1.0
+LONGEST_PAUSE = 60.0
+# A portal is tried more often: nothing is lost by it, and the node may be back any moment.
+LONGEST_RECONNECT = 5.0
+
+
+def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits) -> Memory:
+    """Take over what a look tells. What could not be told changes nothing."""
+    views = [judge.view(volume, seen, memory) for volume in wanted.volumes]
+    lost, dead = dict(memory.lost), dict(memory.dead)
+    members = dict(memory.members)
+    for one in views:
+        for leg in one.legs:
+            if one.attached and leg.path is not judge.Path.UNKNOWN:
+                _since(dead, leg.uuid, leg.path is judge.Path.DEAD, now)
+            if leg.place is not judge.Place.UNKNOWN:
+                _since(lost, leg.uuid, leg.lost, now)
+        if one.array is not None and one.array.members is not None:
+            _note_members(members, one)
+    known = {leg.uuid for volume in wanted.volumes for leg in volume.legs}
+    return dataclasses.replace(
+        memory,
+        lost=_only(lost, known),
+        dead=_only(dead, known),
+        members={key: leg for key, leg in members.items() if leg in known},
+        asked=_asked(memory, wanted, now, limits),
+        counted=_only(memory.counted, {volume.uuid for volume in wanted.volumes}),
+        tried={key: one for key, one in memory.tried.items() if now < one.next + LONGEST_PAUSE},
+    )
+
+
+def _since(times: dict[str, float], leg: str, yes: bool, now: float) -> None:
+    if not yes:
+        times.pop(leg, None)
+    elif leg not in times or times[leg] > now:
+        # The clock may have been set back.
+        times[leg] = now
+
+
+def _only(times: Mapping[str, float], known: set[str]) -> dict[str, float]:
+    return {key: value for key, value in times.items() if key in known}
+
+
+def _note_members(members: dict[str, str], one: judge.View) -> None:
+    """Keep the devices that are gone, forget those that left the array."""
+    assert one.array is not None  # noqa: S101
+    here = {f"{one.array.uuid}/{member.device}": member.uuid for member in one.array.members or ()}
+    for key in [key for key in members if key.startswith(f"{one.array.uuid}/")]:
+        if key not in here:
+            del members[key]
+    members.update({key: uuid for key, uuid in here.items() if uuid})
+
+
+def _asked(memory: Memory, wanted: Wanted, now: float, limits: Limits) -> dict[str, Asked]:
+    found = {}
+    for lost, one in memory.asked.items():
+        volume = wanted.volume(one.volume)
+        if wanted.stale or wanted.time <= one.time:
+            # What was pulled before says nothing of it.
+            found[lost] = one
+        elif volume is not None and volume.leg(lost):
+            kept = _judged(volume, lost, one, now, limits)
+            if kept is not None:
+                found[lost] = kept
+    return found
+
+
+def _judged(volume: Volume, lost: str, one: Asked, now: float, limits: Limits) -> Asked | None:
+    """What has become of a request that the provisioner's view can tell of."""
+    if one.new:
+        leg = volume.leg(one.new)
+        return one if leg and leg.replaces in ("", lost) else None
+    added = [leg for leg in volume.legs if leg.uuid not in one.before]
+    for leg in added:
+        if leg.replaces in ("", lost):
+            return dataclasses.replace(one, new=leg.uuid)
+    return one if 0 <= now - one.time < limits.ask_again else None
+
+
+# -- of what was done -----------------------------------------------------------------------------
+
+
+def begun(memory: Memory, action: Action, now: float) -> Memory:
+    """To be written down before the action is carried out."""
+    if not isinstance(action, AskReplacement):
+        return memory
+    asked = Asked(now, action.volume, action.before)
+    return dataclasses.replace(memory, asked={**memory.asked, action.leg: asked})
+
+
+def done(memory: Memory, action: Action, now: float, *, new: str = "") -> Memory:
+    """An action has succeeded. ``new``: the leg that a request for a replacement gave."""
+    tried = {key: one for key, one in memory.tried.items() if key != action.key}
+    memory = dataclasses.replace(memory, tried=tried)
+    if isinstance(action, AskReplacement) and new and action.leg in memory.asked:
+        # The time becomes that of the answer: a view from before it does not have the leg.
+        asked = dataclasses.replace(memory.asked[action.leg], new=new, time=now)
+        memory = dataclasses.replace(memory, asked={**memory.asked, action.leg: asked})
+    if isinstance(action, ReportArray):
+        memory = dataclasses.replace(memory, counted={**memory.counted, action.volume: now})
+    return memory
+
+
+def failed(memory: Memory, action: Action, now: float, error: str, *, definite: bool) -> Memory:
+    """An action has failed; it is due again after a pause that grows.
+
+    :param definite: it certainly has not happened and will not.
+    """
+    before = memory.tried.get(action.key)
+    count = before.count + 1 if before else 1
+    longest = LONGEST_RECONNECT if action.kind == "Reconnect" else LONGEST_PAUSE
+    pause = min(longest, FIRST_PAUSE * 2 ** min(count - 1, 10))
+    tried = {**memory.tried, action.key: Tried(count, now + pause, error)}
+    memory = dataclasses.replace(memory, tried=tried)
+    if definite and isinstance(action, AskReplacement):
+        asked = {leg: one for leg, one in memory.asked.items() if leg != action.leg}
+        memory = dataclasses.replace(memory, asked=asked)
+    return memory
+
+
+def due(memory: Memory, actions: Iterable[Action], now: float) -> list[Action]:
+    """The actions whose pause is over."""
+    return [one for one in actions if not _waits(memory.tried.get(one.key), now)]
+
+
+def _waits(tried: Tried | None, now: float) -> bool:
+    # A pause that lasts longer than any comes from a clock that was set back.
+    return tried is not None and now < tried.next <= now + LONGEST_PAUSE

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules for what the provisioner is told of the legs of an array. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from os_brick_nvmeof.agent.actions import Action, ReportArray, ReportLeg
+from os_brick_nvmeof.agent.judge import LegView, Path, View
+from os_brick_nvmeof.agent.model import (
+    AVAILABLE,
+    CAN_REPORT_ARRAYS,
+    MISSING,
+    SYNCHRONIZING,
+    TERMINATING,
+    UNKNOWN,
+    Place,
+)
+from os_brick_nvmeof.agent.round import Round
+
+
+def of_volume(this: Round, view: View) -> Iterator[Action]:
+    if view.array is None or view.array.members is None or not view.array.running:
+        return
+    told = {one.uuid: state for one in view.legs if (state := leg_state(this, one))}
+    news = [one for one in view.legs if one.uuid in told and _differs(this, one, told[one.uuid])]
+    if CAN_REPORT_ARRAYS in this.wanted.abilities:
+        yield from _whole(this, view, told, news)
+        return
+    for one in news:
+        yield ReportLeg(
+            volume=view.volume.uuid,
+            leg=one.uuid,
+            state=told[one.uuid],
+            reason=f"it was {one.leg.state}",
+        )
+
+
+def leg_state(this: Round, one: LegView) -> str:
+    """The state of a leg for the wire; "" when there is nothing to say, or it is not known."""
+    if one.leg.state == TERMINATING or one.place is Place.UNKNOWN or one.path is Path.UNKNOWN:
+        return ""
+    if one.lost:
+        new = one.leg.freshness == "blank" or one.leg.state == UNKNOWN
+        patient = new and one.place is Place.OUT
+        return "" if patient and this.lost_for(one.uuid) < this.limits.spare_wait else MISSING
+    if one.path is Path.DEAD:
+        return MISSING if this.dead(one.uuid) else ""
+    return AVAILABLE if one.place is Place.IN_SYNC else SYNCHRONIZING
+
+
+def _differs(this: Round, one: LegView, state: str) -> bool:
+    if one.leg.state != state:
+        return True
+    return state == AVAILABLE and one.leg.freshness not in ("fresh", "")
+
+
+def _whole(this: Round, view: View, told: dict[str, str], news: list[LegView]) -> Iterator[Action]:
+    array = view.array
+    if array is None or not told:
+        return
+    counted = this.memory.counted.get(view.volume.uuid, 0.0)
+    rested = not 0 <= this.now - counted < this.limits.count_every
+    moved = any(
+        one.leg.events != array.events
+        for one in view.legs
+        if told.get(one.uuid) == AVAILABLE and array.events
+    )
+    opened = view.volume.array_state != "open"
+    if not news and not (rested and moved) and not opened:
+        return
+    why = ", ".join(f"leg {one.uuid} is {told[one.uuid]}" for one in news)
+    yield ReportArray(
+        volume=view.volume.uuid,
+        legs=tuple((leg, state, _events(view, leg, state)) for leg, state in sorted(told.items())),
+        reason=why or ("its array is open" if opened else "event counters have moved"),
+    )
+
+
+def _events(view: View, leg: str, state: str) -> int:
+    """The event counter of a leg: that of the array while md writes to it."""
+    one = view.leg(leg)
+    if view.array is not None and state != MISSING:
+        return view.array.events
+    return one.superblock.events if one is not None and one.superblock is not None else 0
