@@ -86,13 +86,19 @@ class KumoNVMeOFConnector(nvmeof.NVMeOFConnector):
 
         Stock asks this of itself with properties it has parsed, which are answered by stock.
         """
+        given = () if device_info is None else (device_info,)
         if isinstance(connection_properties, nvmeof.NVMeOFConnProps):
-            return list(super().get_volume_paths(connection_properties, device_info))
+            return list(super().get_volume_paths(connection_properties, *given))
         if not recognised(connection_properties):
             parsed = nvmeof.NVMeOFConnProps(connection_properties)
-            return list(super().get_volume_paths(parsed, device_info))
+            return list(super().get_volume_paths(parsed, *given))
         volume = props.parse(connection_properties)
         return _engine(volume).paths(self._context(volume), volume)
+
+    @classmethod
+    def _set_native_multipath_supported(cls) -> bool:
+        # Stock's class has the answer of the kernel, for both.
+        return bool(nvmeof.NVMeOFConnector._set_native_multipath_supported())
 
     @utils.trace
     def _attach(self, connection_properties: Properties) -> dict[str, str]:
