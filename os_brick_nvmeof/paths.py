@@ -258,13 +258,16 @@ def usable(ctx: Context, leg: Leg) -> LegDevice | None:
     """The block device of a leg, found by UUID, that a live controller serves now."""
     root = ctx.host.root
     live = {each.name for each in fabrics.live(ctx, leg.nqn)}
-    found = sysfs.find(root, leg.nqn, leg.uuid) if live else None
-    # The kernel shows a device before its size is known, and before its node is there.
-    if not found or not found.size or not (root / "dev" / found.name).exists():
-        return None
-    if live.isdisjoint(sysfs.controllers_of(root, leg.nqn, found.name)):
-        return None
-    return LegDevice(leg, f"/dev/{found.name}", found.name, found.size, found.block_size)
+    for each in sysfs.namespaces(root, leg.nqn) if live else ():
+        # The kernel shows a device before its size is known, and before its node is there.
+        if (
+            each.uuid == leg.uuid
+            and each.size
+            and (root / "dev" / each.name).exists()
+            and not live.isdisjoint(sysfs.controllers_of(root, leg.nqn, each.name))
+        ):
+            return LegDevice(leg, f"/dev/{each.name}", each.name, each.size, each.block_size)
+    return None
 
 
 def undo(ctx: Context, outcomes: Sequence[LegOutcome]) -> None:
@@ -290,7 +293,7 @@ def undo(ctx: Context, outcomes: Sequence[LegOutcome]) -> None:
             ]
             if others or not made:
                 continue
-            devices = _devices(ctx, nqn) if ours_alone else []
+            devices = _devices(ctx, nqn, made)
             calls = removal.begin(ctx, made)
             if ours_alone:
                 records.forget(ctx, nqn)
@@ -332,7 +335,7 @@ def _release(ctx: Context, volume: Volume, nqn: str, legs: Sequence[Leg], force:
             for each in sysfs.controllers(ctx.host.root, nqn)
             if each.host_nqn in ("", ctx.host_nqn)
         ]
-        devices = _devices(ctx, nqn)
+        devices = _devices(ctx, nqn, controllers)
         calls = removal.begin(ctx, controllers)
         records.forget(ctx, nqn)
     try:
@@ -425,8 +428,15 @@ def _listed(ctx: Context, nqn: str) -> set[str]:
     return {each.uuid for each in sysfs.namespaces(ctx.host.root, nqn)}
 
 
-def _devices(ctx: Context, nqn: str) -> list[str]:
-    return [each.name for each in sysfs.namespaces(ctx.host.root, nqn)]
+def _devices(ctx: Context, nqn: str, controllers: Iterable[sysfs.Controller]) -> list[str]:
+    """Block devices of a subsystem that are there through these controllers alone."""
+    root = ctx.host.root
+    names = {each.name for each in controllers}
+    return [
+        each.name
+        for each in sysfs.namespaces(root, nqn)
+        if names.issuperset(sysfs.controllers_of(root, nqn, each.name))
+    ]
 
 
 def _others(ctx: Context, nqn: str, uuids: set[str]) -> list[sysfs.Namespace]:

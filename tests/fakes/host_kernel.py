@@ -61,7 +61,7 @@ class Kernel:
 
     def __init__(self, path, multipath=True, seed=0):
         self.root = pathlib.Path(path) / "host"
-        self.root.mkdir()
+        self.root.mkdir(parents=True)
         self.sim = host_sim.Sim(seed)
         self.multipath = multipath
         self.nvme = Nvme(self, multipath)
