@@ -38,6 +38,8 @@ CAPABILITY_DRAIN = "drain"
 CAPABILITY_GARBAGE = "garbage"
 # ``POST /heartbeat`` of nodes.
 CAPABILITY_HEARTBEAT = "heartbeat"
+# ``GET /hosts/{uuid}/volumes``: the volumes that are published to a host.
+CAPABILITY_HOST_VOLUMES = "host-volumes"
 
 
 class Info(WireModel):

@@ -7,6 +7,7 @@ from fastapi import Query
 
 from kumo_client.schemas import host as wire
 from kumo_client.schemas.common import StatusAnswer
+from kumo_client.schemas.volume import Volume
 from kumo_provisioner.edge import success
 from kumo_provisioner.routes.common import CoreArg, IdPath, dump, router
 from kumo_provisioner.services import hosts
@@ -27,6 +28,12 @@ def list_all(
 ) -> Any:
     """All hosts, or those of a name."""
     return dump(hosts.list_all(core, host_name))
+
+
+@routes.get("/hosts/{uuid}/volumes", response_model=list[Volume])
+def list_volumes(core: CoreArg, uuid: IdPath) -> Any:
+    """The volumes that are published to a host, of all tenants."""
+    return dump(hosts.volumes(core, uuid))
 
 
 @routes.delete("/hosts/{uuid}", response_model=StatusAnswer)

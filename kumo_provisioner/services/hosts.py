@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from kumo_client import errors
 from kumo_client.schemas import host as wire
 from kumo_client.schemas.event import WARN
+from kumo_client.schemas.volume import Volume
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.services import events, view
@@ -24,13 +25,28 @@ def list_all(core: Core, name: str | None = None) -> list[wire.Host]:
     query = select(models.Host).order_by(models.Host.name, models.Host.uuid)
     if name is not None:
         query = query.filter_by(name=name.strip())
-    volumes = select(models.Publication.host_id, func.count()).group_by(models.Publication.host_id)
+    having = select(models.Publication.host_id, func.count()).group_by(models.Publication.host_id)
     with core.db.read() as session:
         rows = session.scalars(query).all()
         if name is not None:
-            volumes = volumes.where(models.Publication.host_id.in_([row.uuid for row in rows]))
-        counts = {host_id: int(count) for host_id, count in session.execute(volumes)}
+            having = having.where(models.Publication.host_id.in_([row.uuid for row in rows]))
+        counts = {host_id: int(count) for host_id, count in session.execute(having)}
     return [_shown(row, counts.get(row.uuid, 0)) for row in rows]
+
+
+def volumes(core: Core, uuid: str) -> list[Volume]:
+    """The volumes that are published to a host, of all tenants; oldest first."""
+    mine = select(models.Publication.volume_id).filter_by(
+        host_id=uuid.strip(), status=models.PUBLISHED
+    )
+    query = (
+        select(models.Volume)
+        .options(*view.WHOLE_VOLUME)
+        .where(models.Volume.uuid.in_(mine))
+        .order_by(models.Volume.created, models.Volume.uuid)
+    )
+    with core.db.read() as session:
+        return [view.volume(row) for row in session.scalars(query)]
 
 
 def _shown(row: models.Host, volumes: int) -> wire.Host:

@@ -81,6 +81,7 @@ class World:
 
     def __init__(self, replicas=2, nodes=5, down_time=30.0):
         self.now = 1_000_000.0
+        self.volume, self.alias = VOLUME, "volume-1"
         self.up = {f"n{number}": True for number in range(nodes)}
         self.link = dict.fromkeys(self.up, True)
         self.modes: dict[str, str] = {}
@@ -157,13 +158,16 @@ class World:
         return f"nqn.of.{node}"
 
     def portal(self, node):
-        return Portal(f"10.0.0.{node[1:]}", "4420", "tcp")
+        return Portal(f"10.0.0.{self.number(node)}", "4420", "tcp")
+
+    def number(self, node):
+        return list(self.up).index(node)
 
     def _controller(self, name, node):
         portal = self.portal(node)
         state = "live" if self.reaches(node) else "connecting"
         return model.Controller(
-            f"nvme{node[1:]}",
+            f"nvme{self.number(node)}",
             self.nqn(node),
             "tcp",
             portal.address,
@@ -198,7 +202,7 @@ class World:
         )
 
     def device(self, leg):
-        return f"nvme{leg[-2:].lstrip('0')}n1"
+        return f"nvme{1 + list(self.disks).index(leg)}n1"
 
     def _array(self):
         members = tuple(
@@ -207,8 +211,8 @@ class World:
         syncing = any(place is Place.SYNCING for place in self.members.values())
         return model.Array(
             "md127",
-            VOLUME,
-            "volume-1",
+            self.volume,
+            self.alias,
             self.state,
             self.slots,
             None if "members" in self.blind else members,
@@ -263,12 +267,10 @@ class World:
 
     def do(self, action):
         """Carry an action out; gives the new leg when one was asked for."""
-        if action.volume != VOLUME:
+        if action.volume != self.volume:
             raise HarmError(f"{action} is about somebody else's volume")
-        if (
-            getattr(action, "name", "md127") != "md127"
-            or getattr(action, "array", VOLUME) != VOLUME
-        ):
+        array = (getattr(action, "name", "md127"), getattr(action, "array", self.volume))
+        if array != ("md127", self.volume):
             raise HarmError(f"{action} is about somebody else's array")
         return getattr(self, f"_{action.kind}")(action)
 
@@ -279,7 +281,8 @@ class World:
         self.controllers[node] = RIGHT
 
     def _SetTimeOuts(self, action):  # noqa: N802
-        node = f"n{action.controller.removeprefix('nvme')}"
+        number = int(action.controller.removeprefix("nvme"))
+        node = dict(enumerate(self.up)).get(number)
         if node not in self.controllers:
             raise HarmError(f"{action} is about somebody else's controller")
         self.controllers[node] = RIGHT
@@ -301,11 +304,11 @@ class World:
             raise HarmError("another device was meant")
         if disk is None or not self.live(leg) or not any(map(self.live, self.good())):
             raise RefusedError("no such device")
-        if disk.kind == model.OTHER or (disk.kind == model.ARRAY and disk.array != VOLUME):
+        if disk.kind == model.OTHER or (disk.kind == model.ARRAY and disk.array != self.volume):
             raise HarmError("a leg with other data was put in")
         if self.members.get(leg) in (Place.IN_SYNC, Place.SYNCING):
             raise HarmError("a leg was put in twice")
-        disk.kind, disk.array = model.ARRAY, VOLUME
+        disk.kind, disk.array = model.ARRAY, self.volume
         self.members[leg] = Place.SYNCING
         self.left[leg] = SYNC_TICKS
 
@@ -434,7 +437,7 @@ class World:
         if record.state != "Terminating":
             raise HarmError("a leg was given up that nobody wanted to go")
         self.records.remove(record)
-        del self.disks[action.leg]
+        self.disks[action.leg].exported = False
         self._lose()
 
     def _ReportTask(self, action):  # noqa: N802

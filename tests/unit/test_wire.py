@@ -109,6 +109,7 @@ CALLS = {
     ),
     "probe_host": lambda api: api.probe_host(PROBE),
     "hosts": lambda api: api.hosts("h"),
+    "host_volumes": lambda api: api.host_volumes("h"),
     "delete_host": lambda api: api.delete_host("h"),
     "publish": lambda api: api.publish(host.PublishRequest(host_id="h", vol_id=V1, host=PROBE)),
     "unpublish": lambda api: api.unpublish(host.UnpublishRequest(host_id="h", vol_id=V1)),

@@ -17,6 +17,7 @@ from kumo_client.schemas.host import (
     Target,
     UnpublishRequest,
 )
+from kumo_client.schemas.volume import Volume
 
 
 class Hosts(Base):
@@ -33,6 +34,12 @@ class Hosts(Base):
         """All hosts, or those of this name."""
         params = {"hostName": name} if name is not None else None
         return models(Host, self.session.request("GET", "/hosts", params=params))
+
+    def host_volumes(self, uuid: str) -> list[Volume]:
+        """The volumes, of all tenants, that are published to a host (capability
+        ``host-volumes``); none of a host that is not known."""
+        self.need(info_schema.CAPABILITY_HOST_VOLUMES)
+        return models(Volume, self.session.request("GET", f"/hosts/{quoted(uuid)}/volumes"))
 
     def delete_host(self, uuid: str) -> None:
         """:raises InUseError: a volume is published to it. :raises NotExistsError: no such host."""

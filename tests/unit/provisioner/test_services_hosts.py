@@ -57,6 +57,17 @@ def test_publish_with_a_node_down_succeeds_and_is_completed_later(core, three):
     assert len(core.nodes.exports()) == 2
 
 
+def test_a_host_is_told_its_volumes(core, three):
+    mine = volumes.create(core, T, volume(replicas=2))
+    other = volumes.create(core, T, volume(alias="other"))
+    published(core, mine)
+    assert [one.uuid for one in hosts.volumes(core, "host-1")] == [mine]
+    legs = {one.uuid for one in shown(core, mine).location}
+    assert {one.uuid for one in hosts.volumes(core, "host-1")[0].location} == legs
+    assert hosts.volumes(core, "host-2") == []
+    assert shown(core, other).published_hosts == []
+
+
 @pytest.mark.parametrize("fault", ["lost request", "lost answer"])
 def test_publish_with_no_node_fails_and_leaves_nothing(core, three, fault):
     uid = volumes.create(core, T, volume())

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makers of storage that the agent can speak to."""
