@@ -73,7 +73,10 @@ def make(url: URL, connections: int) -> Engines:
 def _sqlite(url: URL) -> Engines:
     if url.database in (None, "", ":memory:"):
         raise errors.ConfigError("[database] connection: an SQLite database needs a file")
-    engine = sqlalchemy.create_engine(url, pool_size=20, max_overflow=60, pool_timeout=20)
+    # Each connection has a page cache of its own (2 MiB), so the same few are used again.
+    engine = sqlalchemy.create_engine(
+        url, pool_size=12, max_overflow=68, pool_timeout=20, pool_use_lifo=True
+    )
     event.listen(engine, "connect", _on_sqlite_connect)
     event.listen(engine, "begin", _on_sqlite_begin)
     return Engines(engine, engine.execution_options(kumo_write=True), None)

@@ -104,18 +104,33 @@ def _begin(
         return _ask_host(core, session, volume, leg, ask, parent), False
     if leg.freshness == models.FRESH:
         return _begin_copy(core, session, volume, leg, ask, parent), False
-    task = tasks.add(
+    task = _task(session, volume, leg, parent)
+    new = _replacement(volume, leg) or replicas.begin(core, session, volume, ask, leg)
+    task.new_replica_id = new.uuid
+    return task.uuid, True
+
+
+def _task(
+    session: Session,
+    volume: models.Volume,
+    leg: models.Replica,
+    parent: str,
+    *,
+    host: str = "",
+    tags: dict[str, str] | None = None,
+) -> models.Task:
+    """The task that moves a leg: by the agent of a host, or, without one, by the provisioner."""
+    return tasks.add(
         session,
-        wire.OFFLINE_MIGRATION,
-        state=wire.RUNNING,
+        wire.REMOTE_MIGRATION if host else wire.OFFLINE_MIGRATION,
+        state=wire.IDLE if host else wire.RUNNING,
+        host=host,
         volume=volume,
         replica=leg.uuid,
         backend=leg.backend_id,
         parent=parent,
+        tags=tags,
     )
-    new = _replacement(volume, leg) or replicas.begin(core, session, volume, ask, leg)
-    task.new_replica_id = new.uuid
-    return task.uuid, True
 
 
 def _moving(session: Session, volume: models.Volume) -> models.Task | None:
@@ -179,16 +194,7 @@ def _ask_host(
         "destinationBackendId": request.backend_id,
         "newReplicaId": new.uuid if new is not None else "",
     }
-    task = tasks.add(
-        session,
-        wire.REMOTE_MIGRATION,
-        host=host.uuid,
-        volume=volume,
-        replica=leg.uuid,
-        backend=leg.backend_id,
-        parent=parent,
-        tags=tags,
-    )
+    task = _task(session, volume, leg, parent, host=host.uuid, tags=tags)
     if new is not None:
         # It is in sync: what remains is that the host lets go of the old one.
         task.new_replica_id, task.state = new.uuid, wire.RUNNING
@@ -321,21 +327,13 @@ def _begin_copy(
         legs.check_add(volume.uuid, volume.replicas)
     new = newleg.add(core, session, volume, request, leg)
     session.flush()
-    task = tasks.add(
-        session,
-        wire.OFFLINE_MIGRATION,
-        state=wire.RUNNING,
-        volume=volume,
-        replica=leg.uuid,
-        backend=leg.backend_id,
-        parent=parent,
-        tags={
-            "volId": volume.uuid,
-            "replicaId": leg.uuid,
-            "destinationBackendId": new.backend_id,
-            "newReplicaId": new.uuid,
-        },
-    )
+    tags = {
+        "volId": volume.uuid,
+        "replicaId": leg.uuid,
+        "destinationBackendId": new.backend_id,
+        "newReplicaId": new.uuid,
+    }
+    task = _task(session, volume, leg, parent, tags=tags)
     task.new_replica_id = new.uuid
     return task.uuid
 

@@ -96,7 +96,8 @@ class ProvisionerProcess:
 
     def start(self) -> None:
         """Start the process and wait until it answers."""
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        # The second as in etc/systemd.
+        environment = {**os.environ, "PYTHONUNBUFFERED": "1", "MALLOC_ARENA_MAX": "2"}
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [

@@ -51,6 +51,11 @@ def test_a_unit_starts_an_installed_script_with_its_configuration(path):
     assert f"--config-file /etc/kumo/{name}.conf" in unit["Service"]["ExecStart"]
 
 
+def test_the_provisioner_keeps_little_of_the_memory_it_has_freed():
+    service = read(ROOT / "etc/systemd/kumo-provisioner.service")["Service"]
+    assert service["Environment"] == "MALLOC_ARENA_MAX=2"
+
+
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)
 def test_a_unit_starts_again_and_keeps_its_files_to_itself(path):
     service = read(path)["Service"]
