@@ -63,6 +63,13 @@ class Locks:
         """Of one subsystem: held while its controllers are made or deleted."""
         return self._hold(f"subsystem-{nqn}")
 
+    def connecting(self, nqn: str) -> contextlib.AbstractContextManager[None]:
+        """Of the one connection that a subsystem has without multipath: held while it is made.
+
+        Whoever takes it can be left behind by its caller, for a node can keep it waiting.
+        """
+        return self._hold(f"connecting-{nqn}")
+
     @contextlib.contextmanager
     def _hold(self, name: str) -> Iterator[None]:
         # Threads of this process wake each other; only other processes have to be asked again.

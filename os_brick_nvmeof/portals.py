@@ -2,7 +2,7 @@
 """The portals of one leg, connected at the same time.
 
 Every portal is asked at once whether it answers. With multipath all that do are connected.
-Otherwise the first one is, and the next one that answered takes over when its connection fails:
+Otherwise one of them is, and the next one that answered takes over when its connection fails:
 time-outs of portals never add up.
 
 A connect that blocks is left behind at the deadline. If it succeeds later, the thread that did it
@@ -44,11 +44,7 @@ class Race:
         self._lock = threading.Lock()
         self._open = set(leg.portals)
         self._made: list[sysfs.Controller] = []
-        self._live = False
         self._left = False
-        # Without multipath: whether one is being connected, and who answered meanwhile.
-        self._busy = False
-        self._answered: list[Portal] = []
 
     def start(self) -> None:
         """Begin, each portal in a thread."""
@@ -66,52 +62,45 @@ class Race:
 
     def _run(self, portal: Portal) -> None:
         try:
-            if fabrics.existing(self._ctx, self._leg.nqn, portal):
-                self._connect(portal)
-                return
-            fabrics.probe(self._ctx, portal, self._deadline)
+            waits = fabrics.existing(self._ctx, self._leg.nqn, portal) is not None
+            if not waits:
+                fabrics.probe(self._ctx, portal, self._deadline)
+            if waits or self._ctx.multipath:
+                made = self._connect(portal)
+            else:
+                # One at a time, and none beside one that is live, whichever attach it is for.
+                with self._ctx.locks.connecting(self._leg.nqn):
+                    if self._settled():
+                        return
+                    made = self._connect(portal)
         except (errors.KumoBrickError, OSError) as error:
             self._fail(portal, error)
             return
-        turn: Portal | None = portal if self._turn(portal) else None
-        while turn:
-            try:
-                self._connect(turn)
-                return
-            except (errors.KumoBrickError, OSError) as error:
-                self._fail(turn, error)
-                turn = self._next()
+        if made:
+            self._late(made)
 
-    def _turn(self, portal: Portal) -> bool:
-        """Without multipath one is connected at a time, and none after one that is live."""
-        if self._ctx.multipath:
-            return True
+    def _settled(self) -> bool:
+        """Whether this subsystem needs no connection any more."""
+        if fabrics.live(self._ctx, self._leg.nqn):
+            self._live()
         with self._lock:
-            if self._busy or self._live:
-                self._answered.append(portal)
-                return False
-            self._busy = True
-            return True
+            return self._left or not self._open
 
-    def _next(self) -> Portal | None:
-        with self._lock:
-            turn = self._answered.pop(0) if self._answered and not self._live else None
-            self._busy = bool(turn)
-            return turn
-
-    def _connect(self, portal: Portal) -> None:
+    def _connect(self, portal: Portal) -> sysfs.Controller | None:
+        """Connect; what was made too late is returned."""
         controller, new = fabrics.connect_answering(
             self._ctx, self._leg.nqn, portal, self._timeouts, self._deadline
         )
         with self._lock:
             late = self._left
-            self._live = True
             if new and not late:
                 self._made.append(controller)
-        self._close(*([portal] if self._ctx.multipath else self._leg.portals))
+        self._live(portal)
+        return controller if new and late else None
+
+    def _live(self, *portals: Portal) -> None:
+        self._close(*(portals if self._ctx.multipath else self._leg.portals))
         self.one.set()
-        if new and late:
-            self._late(controller)
 
     def _late(self, controller: sysfs.Controller) -> None:
         nqn = self._leg.nqn

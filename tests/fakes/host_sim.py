@@ -84,6 +84,9 @@ class Locks:
     def subsystem(self, nqn):
         return self._hold(f"subsystem-{nqn}")
 
+    def connecting(self, nqn):
+        return self._hold(f"connecting-{nqn}")
+
     @contextlib.contextmanager
     def _hold(self, name):
         me = self._sim.current
