@@ -17,8 +17,8 @@ from oslo_log import log as logging
 
 from kumo_client import errors, naming
 from kumo_client.schemas.common import Portal
-from kumo_client.schemas.host import HostProbe, PublishRequest, UnpublishRequest
-from kumo_client.schemas.info import CAPABILITY_PUBLISH_ATTACH
+from kumo_client.schemas.host import ABILITY_FRESHNESS, HostProbe, PublishRequest, UnpublishRequest
+from kumo_client.schemas.info import CAPABILITY_PUBLISH_ATTACH, CAPABILITY_PUBLISH_COMPLETE
 from kumo_client.schemas.volume import (
     REPLICA_MISSING,
     REPLICA_TERMINATING,
@@ -36,6 +36,7 @@ CLIENT_TYPE = "Agent"
 PROBE_SECONDS = 30
 # A leg in one of these states must not become part of a host's array again by an attach.
 NOT_HANDED_OUT = (REPLICA_MISSING, REPLICA_TERMINATING)
+FRESH = "fresh"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,14 +48,55 @@ class Leg:
     state: str
     target_nqn: str
     portals: list[Portal]
+    # What only our provisioner tells.
+    node: str = ""
+    freshness: str = ""
+    events: int = 0
+
+    @property
+    def handed_out(self) -> bool:
+        """Whether a host may connect to it."""
+        return self.state not in NOT_HANDED_OUT
+
+    @property
+    def whole(self) -> bool:
+        """Whether a host can use it that asks no questions."""
+        return self.handed_out and self.freshness in ("", FRESH)
+
+    def __str__(self) -> str:
+        known = f" ({self.freshness})" if self.freshness else ""
+        return f"{self.uuid} on {self.node or self.backend_id} is {self.state}{known}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Publication:
-    """A published volume with its legs."""
+    """A published volume with its legs.
+
+    ``array_state`` and ``shared`` as in :class:`kumo_client.schemas.host.PublishAnswer`.
+    """
 
     volume: Volume
     legs: list[Leg]
+    array_state: str = ""
+    shared: bool = False
+
+    @property
+    def replicated(self) -> bool:
+        """Whether hosts have an array of it."""
+        return len(self.volume.location) > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Asker:
+    """The host that is to get a volume, and what holds for it.
+
+    ``complete``: it must get every leg of an array in sync, or nothing. ``accept_stale``: an
+    operator has allowed old data for this volume.
+    """
+
+    probe: HostProbe
+    complete: bool = False
+    accept_stale: bool = False
 
 
 def check_connector(connector: Mapping[str, Any], keys: tuple[str, ...] = CONNECTOR_KEYS) -> None:
@@ -84,17 +126,55 @@ def host_probe(connector: Mapping[str, Any], version: str) -> HostProbe:
         version=f"cinder-kumo-{version}",
         duration=PROBE_SECONDS,
         multipath=bool(connector.get("multipath")),
+        abilities=abilities(connector),
     )
 
 
-def publish(client: Any, host: HostProbe, volume_id: str) -> Publication:
+def abilities(connector: Mapping[str, Any]) -> list[str]:
+    """What our connector on that host says it can do; nothing when os-brick's own is there."""
+    told = connector.get("kumo")
+    listed = told.get("abilities") if isinstance(told, Mapping) else None
+    return [str(one) for one in listed] if isinstance(listed, list | tuple) else []
+
+
+def asker(connector: Mapping[str, Any], version: str, *, accept_stale: bool) -> Asker:
+    """The host of a connector, and how careful one has to be with it."""
+    probe = host_probe(connector, version)
+    careful = ABILITY_FRESHNESS in probe.abilities
+    return Asker(probe, not (careful or accept_stale), accept_stale)
+
+
+def publish(client: Any, asker: Asker, volume_id: str) -> Publication:
     """Give the host access to the volume; repeatable.
 
+    :raises kumo_client.errors.StaleError: it has to get every leg in sync, and cannot.
     :raises kumo_client.errors.KumoError: as the provisioner answers.
     """
     if client.supports(CAPABILITY_PUBLISH_ATTACH):
-        return _publish_in_one_call(client, host, volume_id)
-    return _publish_in_steps(client, host, volume_id)
+        found = _publish_in_one_call(client, asker, volume_id)
+    else:
+        found = _publish_in_steps(client, asker.probe, volume_id)
+    if asker.complete:
+        _check_complete(found, volume_id)
+    return found
+
+
+def _check_complete(found: Publication, volume_id: str) -> None:
+    lacking = [leg for leg in found.legs if leg.state != REPLICA_TERMINATING and not leg.whole]
+    offered = {leg.uuid for leg in found.legs}
+    absent = [
+        f"{place.uuid} on {place.backend.persistent_id} is not offered"
+        for place in found.volume.location
+        if place.uuid not in offered and place.replica_state != REPLICA_TERMINATING
+    ]
+    if found.replicated and (lacking or absent):
+        raise errors.StaleError(
+            "the host has os-brick's own connector, which cannot tell a leg that missed writes, "
+            f"and not every leg is in sync: {', '.join([*map(str, lacking), *absent])}",
+            volume=volume_id,
+            way_out="Install cinder-kumo on that host, let the volume heal, or name the volume in "
+            "kumo_accept_stale",
+        )
 
 
 def unpublish(client: Any, volume_id: str, host_id: str | None) -> None:
@@ -105,15 +185,29 @@ def unpublish(client: Any, volume_id: str, host_id: str | None) -> None:
         LOG.info("Nothing to unpublish from %s: %s", host_id or "any host", error)
 
 
-def _publish_in_one_call(client: Any, host: HostProbe, volume_id: str) -> Publication:
-    answer = client.publish(PublishRequest(host_id=host.host_id, vol_id=volume_id, host=host))
+def _publish_in_one_call(client: Any, asker: Asker, volume_id: str) -> Publication:
+    # Refused there, nothing is recorded of legs that are away.
+    complete = asker.complete and client.supports(CAPABILITY_PUBLISH_COMPLETE)
+    host = asker.probe
+    answer = client.publish(
+        PublishRequest(host_id=host.host_id, vol_id=volume_id, host=host, complete=complete or None)
+    )
     if answer.volume is None:
         raise errors.ProtocolError("the answer of publish has no volume", volume=volume_id)
     legs = [
-        Leg(leg.uuid, leg.backend_id, leg.replica_state, leg.target_nqn, leg.portals)
+        Leg(
+            leg.uuid,
+            leg.backend_id,
+            leg.replica_state,
+            leg.target_nqn,
+            leg.portals,
+            leg.node_name,
+            leg.freshness,
+            leg.events,
+        )
         for leg in answer.replicas
     ]
-    return Publication(answer.volume, legs)
+    return Publication(answer.volume, legs, answer.array_state, answer.shared)
 
 
 def _publish_in_steps(client: Any, host: HostProbe, volume_id: str) -> Publication:
@@ -147,7 +241,7 @@ def _location(locations: dict[str, Location], backend_id: str, volume_id: str) -
     return locations[backend_id]
 
 
-def connection_info(publication: Publication, volume_id: str) -> dict[str, Any]:
+def connection_info(publication: Publication, volume_id: str, asker: Asker) -> dict[str, Any]:
     """What os-brick's nvmeof connector expects, in the shape that the KumoScale driver made.
 
     See ``NVMeOFConnProps`` in os_brick/initiator/connectors/nvmeof.py, case 1 and 2. Its
@@ -156,41 +250,57 @@ def connection_info(publication: Publication, volume_id: str) -> dict[str, Any]:
     :raises kumo_client.errors.NotAvailableError: when no leg may be handed out.
     """
     volume = publication.volume
-    legs = [leg for leg in publication.legs if leg.state not in NOT_HANDED_OUT]
+    legs = [leg for leg in publication.legs if leg.handed_out]
     if not legs:
-        states = ", ".join(
-            f"{leg.uuid} on {leg.backend_id} is {leg.state}" for leg in publication.legs
-        )
+        states = ", ".join(str(leg) for leg in publication.legs)
         raise errors.NotAvailableError(
             f"no replica can be attached ({states or 'none has a target'})",
             volume=volume_id,
             way_out="Bring the storage nodes of the volume back",
         )
-    replicated = len(volume.location) > 1
+    name = naming.array_name(volume.alias) if publication.replicated else volume.alias
     return {
         "driver_volume_type": "nvmeof",
         "data": {
             "vol_uuid": volume_id,
-            "alias": naming.array_name(volume.alias) if replicated else volume.alias,
+            "alias": name,
             "writable": volume.writable,
             "volume_replicas": [_replica(leg) for leg in legs],
             "replica_count": len(volume.location),
-            "kumo": {
-                "version": KUMO_VERSION,
-                "class": naming.io_class(len(volume.location)),
-                "capacity": volume.capacity,
-                "replicas": [
-                    {"uuid": leg.uuid, "state": leg.state, "backend": leg.backend_id}
-                    for leg in publication.legs
-                ],
-            },
+            "kumo": _ours(publication, asker),
         },
     }
 
 
-def _replica(leg: Leg) -> dict[str, Any]:
+def _ours(publication: Publication, asker: Asker) -> dict[str, Any]:
+    """Our part, which our connector reads (``props.parse`` of os_brick_nvmeof)."""
     return {
-        "vol_uuid": leg.uuid,
-        "target_nqn": leg.target_nqn,
-        "portals": [(portal.ip, str(portal.port), portal.transport) for portal in leg.portals],
+        "version": KUMO_VERSION,
+        "class": naming.io_class(len(publication.volume.location)),
+        "capacity": publication.volume.capacity,
+        "host_nqn": asker.probe.host_nqn,
+        "array_state": publication.array_state,
+        "shared": publication.shared,
+        "accept_stale": asker.accept_stale,
+        "replicas": [
+            {
+                "uuid": leg.uuid,
+                "state": leg.state,
+                "backend": leg.backend_id,
+                "node": leg.node,
+                "freshness": leg.freshness,
+                "events": leg.events,
+                "target_nqn": leg.target_nqn,
+                "portals": _portals(leg),
+            }
+            for leg in publication.legs
+        ],
     }
+
+
+def _replica(leg: Leg) -> dict[str, Any]:
+    return {"vol_uuid": leg.uuid, "target_nqn": leg.target_nqn, "portals": _portals(leg)}
+
+
+def _portals(leg: Leg) -> list[tuple[str, str, str]]:
+    return [(portal.ip, str(portal.port), portal.transport) for portal in leg.portals]

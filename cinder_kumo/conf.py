@@ -182,6 +182,14 @@ KUMO_OPTS = [
         help="Seconds that one operation may take with the provisioner, all repeats and other "
         "endpoints included. Shorten it only if a hanging provisioner should fail a volume sooner.",
     ),
+    cfg.ListOpt(
+        "kumo_accept_stale",
+        default=[],
+        help="Ids of volumes with several replicas that may be attached although the replica with "
+        "the last writes cannot be reached: these writes are lost then. For a volume whose storage "
+        "node is lost for good; take the id out again once the volume was attached. Each use is "
+        "logged.",
+    ),
 ]
 
 OPTS = KIOXIA_OPTS + KUMO_OPTS

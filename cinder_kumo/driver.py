@@ -240,10 +240,10 @@ class KumoVolumeDriver(driver.BaseVD):
         """
         attach.check_connector(connector)
         with errors.translated(f"attach volume {volume.name_id} to {_host(connector)}"):
-            host = attach.host_probe(connector, self.VERSION)
+            asker = self._asker(volume, connector)
             try:
-                publication = attach.publish(self.client, host, volume.name_id)
-                return attach.connection_info(publication, volume.name_id)
+                publication = attach.publish(self.client, asker, volume.name_id)
+                return attach.connection_info(publication, volume.name_id, asker)
             except client_errors.CommunicationError:
                 # It cannot be undone either; the next attach or the delete finds it.
                 raise
@@ -357,6 +357,17 @@ class KumoVolumeDriver(driver.BaseVD):
                 f"{source_id}, but its type asks for {wish.num_replicas}; choose a type with "
                 f"kumo:num_replicas={replicas} and retype the copy"
             )
+
+    def _asker(self, volume: Any, connector: dict[str, Any]) -> attach.Asker:
+        allowed = {volume.id, volume.name_id} & set(self.configuration.kumo_accept_stale)
+        if allowed:
+            LOG.warning(
+                "Volume %s is named in kumo_accept_stale: %s may get data that misses the last "
+                "writes",
+                volume.id,
+                _host(connector),
+            )
+        return attach.asker(connector, self.VERSION, accept_stale=bool(allowed))
 
     def _delete(self, volume_id: str) -> None:
         try:

@@ -13,6 +13,7 @@ from kumo_client.schemas.host import HostProbe, PublishAnswer, PublishedReplica,
 from kumo_client.schemas.volume import REPLICA_AVAILABLE, Location, Volume
 
 _HOST = HostProbe(host_nqn="nqn.2014-08.org.nvmexpress:uuid:lab", host_id="lab")
+_ASKER = attach.Asker(_HOST)
 
 
 @dataclass(frozen=True)
@@ -68,5 +69,8 @@ def connection_info(
         ],
         array_state=array_state,
     )
-    client = _Provisioner(answer)
-    return attach.connection_info(attach.publish(client, _HOST, volume), volume)
+    publication = attach.publish(_Provisioner(answer), _ASKER, volume)
+    info = attach.connection_info(publication, volume, _ASKER)
+    # Whoever attaches is who it is.
+    del info["data"]["kumo"]["host_nqn"]
+    return info

@@ -63,11 +63,14 @@ class PublishRequest(WireModel):
     """POST /publish, our extension included.
 
     With ``host`` given, the host is registered in the same call and no host_probe is needed.
+    ``complete`` (capability ``publish-complete``): refuse unless every replica is in sync and its
+    node offers it. For hosts that cannot tell which leg of an array missed writes.
     """
 
     host_id: HostId = Field(alias="hostId")
     vol_id: Text = Field(alias="volId", min_length=1, max_length=255)
     host: HostProbe | None = None
+    complete: bool | None = None
 
 
 class UnpublishRequest(WireModel):

@@ -9,6 +9,8 @@ from kumo_client.schemas.common import WireModel
 
 # One-call attach: the answer of publish carries volume, targets and portals.
 CAPABILITY_PUBLISH_ATTACH = "publish-attach"
+# ``complete`` in ``POST /publish``: refuse a host that would not get every replica in sync.
+CAPABILITY_PUBLISH_COMPLETE = "publish-complete"
 # Errors carry ``transient`` and ``requestId``.
 CAPABILITY_TYPED_ERRORS = "typed-errors"
 # A snapshot volume or clone may be created with ``capacity``.

@@ -7,7 +7,8 @@ unfinished may differ in size: it is finished first, or only the legs that have 
 
 Legs that missed writes are given too, marked, because the host is to synchronise them; but a host
 that does not know the marks gets nothing when no leg with all writes can be given. A leg that such
-a host was not given at a first publish counts as Missing from then on: nobody else would tell.
+a host was not given at a first publish counts as Missing from then on: nobody else would tell. A
+client may ask that such a host gets every leg in sync or nothing (``complete``).
 
 Unpublish always succeeds once recorded, or a volume could not be detached from a dead node; the
 export that is left there is removed by the reconcile that follows the node's return.
@@ -23,6 +24,7 @@ from sqlalchemy.orm import Session, joinedload, selectinload
 from kumo_client import errors, naming
 from kumo_client.schemas import host as wire
 from kumo_client.schemas.backend import AVAILABLE
+from kumo_client.schemas.volume import REPLICA_TERMINATING
 from kumo_provisioner import settling
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
@@ -84,6 +86,8 @@ def _publish(
         careful = wire.ABILITY_FRESHNESS in _abilities(host, request)
         if fresh and volume.replicated and not careful:
             _need_fresh(core, uuid, host, outcomes)
+        if request.complete and volume.replicated:
+            _need_all(core, uuid, host, outcomes, fresh)
         return _commit(core, uuid, host, outcomes, fresh)
 
 
@@ -145,15 +149,11 @@ def _need_fresh(
     with core.db.read() as session:
         volume = session.get_one(models.Volume, uuid)
         fresh = [leg for leg in volume.replicas if leg.freshness == models.FRESH]
-        lost = [leg for leg in fresh if leg.uuid not in outcomes or outcomes[leg.uuid].error]
+        lost = [leg for leg in fresh if not _offered(leg, outcomes)]
         nodes = ", ".join(leg.backend.name or leg.backend_id for leg in lost)
         if not volume.replicated or len(lost) < len(fresh):
             return
-        back = {
-            leg.uuid: (Address.of(leg.backend), unexport_call(leg.uuid, host.nqn))
-            for leg in volume.replicas
-            if leg.uuid in outcomes and outcomes[leg.uuid].error is None
-        }
+        back = _unexports(volume, host, outcomes)
     _undo(core, uuid, host, outcomes | core.nodes.call_all(back))
     names = ", ".join(leg.uuid for leg in lost)
     raise errors.StaleError(
@@ -163,6 +163,48 @@ def _need_fresh(
         node=lost[0].backend_id if lost else None,
         way_out="bring that node back",
     )
+
+
+def _need_all(
+    core: Core, uuid: str, host: models.Host, outcomes: dict[str, Outcome[Any]], fresh: bool
+) -> None:
+    """Refuse a host that has to get every replica in sync, before anything is recorded."""
+    with core.db.read() as session:
+        volume = session.get_one(models.Volume, uuid)
+        there = [leg for leg in volume.replicas if leg.state != REPLICA_TERMINATING]
+        lacking = [leg for leg in there if not (leg.in_sync and _offered(leg, outcomes))]
+        names = ", ".join(
+            f"{leg.uuid} on {leg.backend.name or leg.backend_id} is {leg.state} ({leg.freshness})"
+            for leg in lacking
+        )
+        if not lacking:
+            return
+        back = _unexports(volume, host, outcomes)
+    if fresh:
+        _undo(core, uuid, host, outcomes | core.nodes.call_all(back))
+    raise errors.StaleError(
+        f"host {host.uuid} needs every replica of volume {uuid} in sync, and cannot have that: "
+        f"{names}",
+        volume=uuid,
+        node=lacking[0].backend_id,
+        way_out="bring the nodes back and let the volume heal, or attach it to a host with the "
+        "Kumo connector, which tells which replica missed writes",
+    )
+
+
+def _offered(leg: models.Replica, outcomes: dict[str, Outcome[Any]]) -> bool:
+    return leg.uuid in outcomes and outcomes[leg.uuid].error is None
+
+
+def _unexports(
+    volume: models.Volume, host: models.Host, outcomes: dict[str, Outcome[Any]]
+) -> dict[str, Call[Any]]:
+    """Calls that take back what was exported."""
+    return {
+        leg.uuid: (Address.of(leg.backend), unexport_call(leg.uuid, host.nqn))
+        for leg in volume.replicas
+        if _offered(leg, outcomes)
+    }
 
 
 def _alike(core: Core, tenant: str, uuid: str) -> set[str] | None:
@@ -272,8 +314,14 @@ def _note_absent(
     *,
     shared: bool,
 ) -> None:
-    """Legs that a host was not given miss what it writes."""
-    if shared or not volume.replicated or wire.ABILITY_ARRAY_REPORT in hosts.abilities(host):
+    """Legs that a host was not given miss what it writes.
+
+    A host that reports arrays tells so itself. One that checks freshness may refuse what it was
+    given, because a leg that is away may have more: then nothing was written, and a wrong mark
+    would let the older leg win.
+    """
+    telling = {wire.ABILITY_ARRAY_REPORT, wire.ABILITY_FRESHNESS} & hosts.abilities(host)
+    if shared or not volume.replicated or telling:
         return
     absent = [
         leg for leg in volume.replicas if leg.uuid not in outcomes or outcomes[leg.uuid].error

@@ -21,6 +21,7 @@ ALL = (
     info.CAPABILITY_TYPED_ERRORS,
     info.CAPABILITY_SNAPSHOT_VOLUME_CAPACITY,
 )
+COMPLETE = (*ALL, info.CAPABILITY_PUBLISH_COMPLETE)
 ROUTES = []
 
 
@@ -51,6 +52,7 @@ class KumoScale:
         self.hosts = {}
         self.published = set()
         self.misplaced_targets = False
+        self.without_target = set()
         self.tenants = [{"tenantId": "0", "capacity": 0, "consumedCapacity": 0}]
         self.nodes = {f"node-{i}": self._node(i, node_gib) for i in range(1, nodes + 1)}
 
@@ -248,9 +250,15 @@ def publish(state, query, body):
                 "portals": node["portals"],
                 "replicaState": place["replicaState"],
                 "persistentID": node["persistentID"],
+                **{
+                    name: place[name]
+                    for name in ("freshness", "events", "nodeName")
+                    if name in place
+                },
             }
             for place, node, nqn in state.targets(*key)
         ]
+        answer |= {name: volume[name] for name in ("arrayState", "shared") if name in volume}
     return answer
 
 
@@ -280,6 +288,7 @@ def get_targets(state, query, body):
             },
         }
         for _, node, nqn in state.targets(query["hostId"], query["volId"])
+        if node["persistentID"] not in state.without_target
     ]
 
 

@@ -2,6 +2,7 @@
 """Attach and detach, in one call and in KumoScale's sequence."""
 
 import copy
+import uuid
 
 import pytest
 import requests
@@ -9,10 +10,12 @@ from cinder import exception
 from os_brick.initiator.connectors import nvmeof
 
 from kumo_client import naming
+from os_brick_nvmeof import props
 from tests.unit.driver import builders, kumoscale
 from tests.unit.driver.kumoscale import Refused
 
 ONE, TWO = builders.connector("compute-1"), builders.connector("compute-2")
+OURS = ONE | {"kumo": {"version": 1, "abilities": ["freshness"]}}
 SEQUENCE = ["POST /host_probe", "POST /publish", "GET /volumes/*", "GET /targets"]
 
 
@@ -85,7 +88,22 @@ def test_connection_of_one_replica(any_driver, make_volume):
                 "version": 1,
                 "class": "plain",
                 "capacity": 1,
-                "replicas": [{"uuid": replica, "state": "Available", "backend": "node-1"}],
+                "host_nqn": ONE["nqn"],
+                "array_state": "",
+                "shared": False,
+                "accept_stale": False,
+                "replicas": [
+                    {
+                        "uuid": replica,
+                        "state": "Available",
+                        "backend": "node-1",
+                        "node": "",
+                        "freshness": "fresh" if any_driver.server.capabilities else "",
+                        "events": 0,
+                        "target_nqn": naming.subsystem_nqn("node-1", ONE["nqn"], "plain"),
+                        "portals": [("10.1.0.1", "4420", "TCP")],
+                    }
+                ],
             },
         },
     }
@@ -109,11 +127,11 @@ def test_stock_connector_reads_it(any_driver, make_volume, replicated):
     with_key = nvmeof.NVMeOFConnProps(copy.deepcopy(data))
     del data["kumo"]
     without = nvmeof.NVMeOFConnProps(data)
-    for props in (with_key, without):
-        assert props.is_replicated is True
-        assert props.replica_count == 2
-        assert props.cinder_volume_id == volume.id
-        assert props.alias == data["alias"]
+    for read in (with_key, without):
+        assert read.is_replicated is True
+        assert read.replica_count == 2
+        assert read.cinder_volume_id == volume.id
+        assert read.alias == data["alias"]
     assert [str(target) for target in with_key.targets] == [str(t) for t in without.targets]
     assert [target.portals[0].transport for target in with_key.targets] == ["tcp", "rdma"]
     assert [target.portals[0].port for target in with_key.targets] == ["4420", "4420"]
@@ -293,11 +311,89 @@ def test_leg_out_of_the_array_is_not_handed_out(any_driver, make_volume, replica
     volume = created(any_driver, make_volume, type=replicated)
     legs = any_driver.server.volumes[volume.id]["location"]
     legs[1]["replicaState"] = state
-    data = any_driver.initialize_connection(volume, ONE)["data"]
+    data = any_driver.initialize_connection(volume, OURS)["data"]
     assert [leg["vol_uuid"] for leg in data["volume_replicas"]] == [legs[0]["uuid"]]
     assert data["replica_count"] == 2
     assert data["alias"] == f"volume-{volume.id}"[:27]
     assert data["kumo"]["replicas"][1]["state"] == state
+
+
+def test_our_connector_gets_every_leg_described(driver, make_volume, replicated):
+    volume = created(driver, make_volume, type=replicated)
+    stored = driver.server.volumes[volume.id]
+    stored |= {"arrayState": "open", "shared": True}
+    stored["location"][0] |= {"freshness": "fresh", "events": 41, "nodeName": "storage-1"}
+    stored["location"][1] |= {"freshness": "stale", "events": 7, "replicaState": "Missing"}
+    data = driver.initialize_connection(volume, OURS)["data"]
+    assert driver.server.calls[0][2]["host"]["abilities"] == ["freshness"]
+    assert len(data["volume_replicas"]) == 1
+    known = props.parse(data)
+    assert (known.array_state, known.shared, known.host_nqn) == ("open", True, ONE["nqn"])
+    assert (known.size, known.told, known.accept_stale) == (1 << 30, True, False)
+    fresh, stale = known.legs
+    assert (fresh.node, fresh.freshness, fresh.events) == ("storage-1", "fresh", 41)
+    assert (stale.node, stale.freshness, stale.events) == ("node-2", "stale", 7)
+    assert [str(portal) for portal in stale.portals] == ["tcp://10.1.0.2:4420"]
+    assert stale.nqn == naming.subsystem_nqn("node-2", ONE["nqn"], "replicated")
+
+
+@pytest.mark.parametrize("said", [None, "yes", {}, {"abilities": "freshness"}, {"abilities": None}])
+@pytest.mark.parametrize("state", ["Missing", "stale"])
+def test_a_degraded_array_is_refused_to_the_stock_connector(
+    any_driver, make_volume, replicated, said, state
+):
+    volume = created(any_driver, make_volume, type=replicated)
+    leg = any_driver.server.volumes[volume.id]["location"][1]
+    if state == "Missing":
+        leg["replicaState"] = state
+    elif any_driver.server.capabilities:
+        leg["freshness"] = state
+    else:
+        pytest.skip("a KumoScale does not tell freshness")
+    with pytest.raises(exception.VolumeBackendAPIException) as caught:
+        any_driver.initialize_connection(volume, ONE | {"kumo": said})
+    text = str(caught.value)
+    assert f"{leg['uuid']} on node-2 is" in text
+    assert volume.id in text
+    assert "Install cinder-kumo on that host" in text
+    assert any_driver.server.published == set()
+
+
+def test_a_leg_without_target_is_refused_to_the_stock_connector(
+    make_driver, make_volume, replicated
+):
+    driver = make_driver(state=kumoscale.KumoScale(()))
+    volume = created(driver, make_volume, type=replicated)
+    driver.server.without_target.add("node-2")
+    with pytest.raises(exception.VolumeBackendAPIException, match="on node-2 is not offered"):
+        driver.initialize_connection(volume, ONE)
+    assert len(driver.initialize_connection(volume, OURS)["data"]["volume_replicas"]) == 1
+
+
+def test_all_or_nothing_is_asked_of_a_server_that_knows_it(make_driver, make_volume, replicated):
+    for capabilities, asked in ((kumoscale.ALL, None), (kumoscale.COMPLETE, True)):
+        driver = make_driver(state=kumoscale.KumoScale(capabilities))
+        volume = created(driver, make_volume, type=replicated)
+        driver.initialize_connection(volume, ONE)
+        assert driver.server.calls[0][2].get("complete") is asked
+        driver.initialize_connection(volume, OURS)
+        assert "complete" not in driver.server.calls[1][2]
+
+
+def test_an_operator_may_accept_old_data_for_one_volume(
+    make_driver, make_volume, replicated, caplog
+):
+    wanted = str(uuid.uuid4())
+    driver = make_driver(f"kumo_accept_stale = {wanted}")
+    volume, other = make_volume(type=replicated, id=wanted), make_volume(type=replicated)
+    for made in (volume, other):
+        driver.create_volume(made)
+        driver.server.volumes[made.id]["location"][1]["replicaState"] = "Missing"
+    data = driver.initialize_connection(volume, ONE)["data"]
+    assert props.parse(data).accept_stale is True
+    assert f"Volume {volume.id} is named in kumo_accept_stale" in caplog.text
+    with pytest.raises(exception.VolumeBackendAPIException, match="Stale"):
+        driver.initialize_connection(other, ONE)
 
 
 def test_no_leg_left_is_an_error_that_names_them(any_driver, make_volume):

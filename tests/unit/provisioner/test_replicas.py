@@ -12,6 +12,7 @@ from kumo_client.schemas.host import (
     ArrayReport,
     HostProbe,
     LegReport,
+    PublishRequest,
     UnpublishRequest,
 )
 from kumo_client.schemas.volume import ReplicaAdd
@@ -26,6 +27,8 @@ ADD = ReplicaAdd()
 KNOWING = HostProbe(
     host_nqn=NQN, host_id="host-1", abilities=[ABILITY_FRESHNESS, ABILITY_ARRAY_REPORT]
 )
+CHECKING = HostProbe(host_nqn=NQN, host_id="host-1", abilities=[ABILITY_FRESHNESS])
+OLD = HostProbe(host_nqn=NQN, host_id="host-1")
 
 
 @pytest.fixture
@@ -387,6 +390,34 @@ def test_only_stale_legs_are_given_to_nobody_who_cannot_tell(core, attached):
     core.nodes.down.add(port)
     answer = published(core, attached, KNOWING)
     assert {one.uuid: one.freshness for one in answer.replicas} == {lost: "stale", good: "fresh"}
+
+
+def test_a_host_that_needs_every_leg_gets_all_or_nothing(core, four):
+    uid = volumes.create(core, T, volume(replicas=2))
+    away, _ = places(core, uid)
+    whole = PublishRequest(host_id=OLD.host_id, vol_id=uid, host=OLD, complete=True)
+    core.nodes.down.add(ports(core, node_of(core, places(core, uid)[away])))
+    before = states(core, uid)
+    with pytest.raises(errors.StaleError, match=away):
+        publish.publish(core, T, whole)
+    assert states(core, uid) == before
+    core.nodes.down.clear()
+    reconcile.run(core)
+    assert core.nodes.exports() == set()
+    assert len(publish.publish(core, T, whole).replicas) == 2
+    report(core, uid, away, "Missing")
+    with pytest.raises(errors.StaleError, match=r"is Missing \(stale\)"):
+        publish.publish(core, T, whole)
+    assert len(core.nodes.exports()) == 2
+
+
+def test_a_host_that_checks_freshness_may_refuse_so_nothing_is_assumed(core, four):
+    uid = volumes.create(core, T, volume(replicas=2))
+    away, _ = places(core, uid)
+    core.nodes.down.add(ports(core, node_of(core, places(core, uid)[away])))
+    answer = published(core, uid, CHECKING)
+    assert {one.freshness for one in answer.replicas} == {"fresh"}
+    assert states(core, uid)[away][1] == "fresh"
 
 
 def test_a_leg_that_an_old_host_was_not_given_is_lost(core, four):
