@@ -30,6 +30,7 @@ def run(ctx: Context) -> None:
     _detach_with_a_dead_leg(trial, volume, attachment)
     wrote = _stale(trial, volume, wrote)
     _dead_at_attach(trial, volume, wrote)
+    _all_dead_at_detach(trial, volume, wrote)
     _path_lost(trial)
     _reboot(trial, volume)
     trial.close()
@@ -129,6 +130,28 @@ def _dead_at_attach(trial: Trial, volume: str, wrote: str) -> None:
             trial.wait_whole()
             trial.compute.detach(attachment)
             trial.check_empty()
+
+
+def _all_dead_at_detach(trial: Trial, volume: str, wrote: str) -> None:
+    """Forced, as Nova does when it evacuates."""
+    attachment = trial.compute.attach(volume)
+    nodes = _nodes(trial, volume)
+    for node in nodes:
+        node.cut()
+    try:
+        with trial.case("forced detach while no leg is reachable, in bounded time"):
+            trial.compute.disconnect(attachment, force=True)
+            trial.ctx.note(f"{attachment.seconds:.1f} s")
+            trial.check_empty()
+            trial.ctx.check(attachment.seconds < _DETACH_SECONDS, f"{attachment.seconds:.1f} s")
+    finally:
+        for node in nodes:
+            node.heal()
+    with trial.case("attach and detach with all legs again"):
+        trial.compute.connect(attachment)
+        trial.ctx.check(trial.digest(attachment.path) == wrote, "other data is read")
+        trial.compute.detach(attachment)
+        trial.check_empty()
 
 
 def _refuse(node: Machine) -> None:
