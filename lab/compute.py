@@ -97,8 +97,7 @@ class Brick:
     def _ask(self, name: str, body: dict[str, Any]) -> tuple[Any, float]:
         request = json.dumps(body) + "\n"
         # The module alone, without its packages: this interpreter lives for one question.
-        argv = ["/usr/bin/python3", "-SE", "/opt/kumo/src/lab/guest_brick.py", "ask"]
-        argv.append(self.edition)
+        argv = ["/usr/bin/python3", "-ISE", "/opt/kumo/src/lab/guest_ask.py", self._socket]
         done = self._machine.run(argv, input=request, timeout=_CALL_SECONDS)
         try:
             answer = json.loads(done.stdout)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import socketserver
 import sys
 import time
@@ -152,18 +151,5 @@ def serve(address: str, edition: str) -> None:
         server.serve_forever()
 
 
-def ask(edition: str) -> None:
-    """Send standard input to the service and print its answer."""
-    with socket.socket(socket.AF_UNIX) as sock:
-        sock.connect(socket_path(edition))
-        sock.sendall(sys.stdin.readline().encode())
-        sock.shutdown(socket.SHUT_WR)
-        with sock.makefile() as stream:
-            print(stream.read())
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "ask":
-        ask(sys.argv[2])
-    else:
-        serve(*sys.argv[1:])
+    serve(*sys.argv[1:])

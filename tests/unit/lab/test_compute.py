@@ -53,9 +53,9 @@ class FakeHost:
             case ["test", "-S", path]:
                 assert path == guest_brick.socket_path(self.edition)
                 code = int(not self._socket())
-            case [python, flags, script, "ask", self.edition]:
-                assert (python, flags) == ("/usr/bin/python3", "-SE")
-                assert script.endswith("lab/guest_brick.py")
+            case [python, flags, script, path] if script.endswith("lab/guest_ask.py"):
+                assert (python, flags) == ("/usr/bin/python3", "-ISE")
+                assert path == guest_brick.socket_path(self.edition)
                 assert timeout >= 120
                 out = "" if self.silent else self._ask(input)
             case str() if "systemd-run" in command:

@@ -132,7 +132,7 @@ def test_a_case_that_fails_ends_the_scenario_unless_it_is_stock(trial, screen, c
 
 def test_clearing_by_force_goes_on_until_nothing_is_there(trial):
     there = ARRAY.format(degraded=0, action="idle")
-    show(trial, "stopping", there, "stopping", there, "stopping", "")
+    show(trial, there, there, "")
     trial.force_clear()
     stops = [command for command in trial.machine.commands if "--stop" in command]
     assert len(stops) == 3

@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
 import inspect
-import io
 import json
 import socket
 import sys
@@ -170,37 +169,6 @@ def test_serve_replaces_the_socket_of_an_earlier_service(monkeypatch, tmp_path):
     monkeypatch.setattr(guest_brick, "Brick", lambda address: f"brick at {address}")
     guest_brick.serve("10.77.0.101", "ours")
     assert served == [(str(path), "brick at 10.77.0.101")]
-
-
-def test_ask_sends_a_line_and_prints_the_answer(monkeypatch, capsys):
-    ours, theirs = socket.socketpair()
-    ours.sendall(b'{"result": 7}\n')
-    ours.shutdown(socket.SHUT_WR)
-
-    class Joined:
-        """The other end of the pair, connected already."""
-
-        def __init__(self, family):
-            assert family == socket.AF_UNIX
-
-        def connect(self, path):
-            assert path == "/run/kumo-brick-stock.sock"
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            theirs.close()
-
-        def __getattr__(self, name):
-            return getattr(theirs, name)
-
-    monkeypatch.setattr(guest_brick.socket, "socket", Joined)
-    monkeypatch.setattr(sys, "stdin", io.StringIO('{"call": "extend"}\nmore\n'))
-    guest_brick.ask("stock")
-    assert json.loads(capsys.readouterr().out) == {"result": 7}
-    with ours:
-        assert ours.makefile().read() == '{"call": "extend"}\n'
 
 
 def test_one_connector_for_each_way_of_connecting(os_brick):
