@@ -96,12 +96,6 @@ _BOTH = [
         min=0.5,
         help="Seconds to wait for an array to stop and for its legs to be released, at a detach.",
     ),
-    cfg.IntOpt(
-        "parallel",
-        default=16,
-        min=1,
-        help="Portals that are connected at the same time by one process.",
-    ),
 ]
 _ARRAY = [
     cfg.BoolOpt(

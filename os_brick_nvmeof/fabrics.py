@@ -70,23 +70,26 @@ def connect_answering(
     deadline: waiting.Deadline,
 ) -> tuple[sysfs.Controller, bool]:
     """As :func:`connect`, without a probe; and whether this very call made the controller."""
-    for last in (False, True):
+    again = False
+    while True:
         found = existing(ctx, nqn, portal)
         if found:
             set_time_outs(ctx, found, timeouts)
-            return _live(ctx, found, portal, deadline), False
+            found = _live(ctx, found, portal, deadline)
+            set_time_outs(ctx, found, timeouts)
+            return found, False
         try:
             answer = _write(ctx, options(ctx, nqn, portal, timeouts))
         except OSError as error:
             # Connected by somebody else just now: look again. Not found then, it has been
-            # deleted in between, so once more; or it was made with another address of ours.
+            # deleted in between, so once more; or another NQN of this host made it.
             if error.errno not in _CONNECTED:
                 raise unreachable(portal, _reason(error)) from error
-            if last:
+            if again:
                 raise unreachable(portal, "connected already, but not by this host NQN") from error
+            again = True
             continue
         return _made(ctx, nqn, portal, answer, deadline), True
-    raise AssertionError("not reached")
 
 
 def _made(
@@ -128,6 +131,12 @@ def ours(ctx: Context, nqn: str) -> list[sysfs.Controller]:
 def live(ctx: Context, nqn: str) -> list[sysfs.Controller]:
     """Those of :func:`ours` that are live."""
     return [each for each in ours(ctx, nqn) if each.state == sysfs.LIVE]
+
+
+def waits(ctx: Context, controller: sysfs.Controller) -> bool:
+    """Whether I/O to a controller that lost its node waits without end."""
+    path = ctx.host.root / sysfs.CONTROLLERS / controller.name / "fast_io_fail_tmo"
+    return sysfs.read(path) in ("off", None)
 
 
 def options(ctx: Context, nqn: str, portal: Portal, timeouts: conf.TimeOuts) -> str:
@@ -238,7 +247,8 @@ def rescan(ctx: Context, controller: sysfs.Controller) -> None:
 def set_time_outs(ctx: Context, controller: sysfs.Controller, timeouts: conf.TimeOuts) -> None:
     """Give a controller the time-outs of a class, those that can be changed while it is there.
 
-    The keep-alive time-out cannot.
+    The keep-alive time-out cannot. ``fast_io_fail_tmo`` counts from the next time that the
+    connection breaks, so it is left as it is while the connection is broken: see :func:`waits`.
     """
     delay = timeouts.reconnect_delay
     # The kernel keeps the time-out of the controller as a number of tries.
@@ -249,7 +259,8 @@ def set_time_outs(ctx: Context, controller: sysfs.Controller, timeouts: conf.Tim
         ("ctrl_loss_tmo", loss),
         ("fast_io_fail_tmo", timeouts.fast_io_fail),
     ):
-        set_time_out(ctx, controller, name, value)
+        if controller.state == sysfs.LIVE or name != "fast_io_fail_tmo":
+            set_time_out(ctx, controller, name, value)
 
 
 def set_time_out(ctx: Context, controller: sysfs.Controller, name: str, value: int) -> None:

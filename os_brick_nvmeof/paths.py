@@ -316,6 +316,21 @@ def release_legs(ctx: Context, volume: Volume, legs: Sequence[Leg], force: bool 
     waiting.together(ctx, works, "kumo-release")
 
 
+def cut(ctx: Context, legs: Iterable[Leg]) -> None:
+    """Let I/O fail that waits for nodes without end: delete their lost controllers.
+
+    A controller fails I/O by itself ``fast_io_fail_tmo`` seconds after its connection broke, but
+    what is written to that attribute counts from the next break on (nvme_change_ctrl_state in
+    drivers/nvme/host/core.c): those that were made without it, as stock os-brick does, wait until
+    their node is back, unless they are deleted. Subsystems with a live controller are left alone.
+    """
+    for nqn, _some in _by_subsystem(legs):
+        with ctx.locks.subsystem(nqn):
+            lost = fabrics.ours(ctx, nqn)
+            if not any(each.state == sysfs.LIVE for each in lost):
+                removal.begin(ctx, [each for each in lost if fabrics.waits(ctx, each)])
+
+
 def _release(ctx: Context, volume: Volume, nqn: str, legs: Sequence[Leg], force: bool) -> None:
     uuids = {leg.uuid for leg in legs}
     deadline = _stop_deadline(ctx)

@@ -62,13 +62,15 @@ def _flush(ctx: Context, volume: Volume, leg: Leg, name: str, force: bool) -> No
     held = sysfs.holders(ctx.host.root, name)
     reason = f"{', '.join(held)} is made of {name}" if held else ""
     if not held:
-        if force:
-            # Otherwise a write to a node that is silent waits until the node is back.
-            for each in fabrics.live(ctx, leg.nqn):
-                fabrics.set_time_out(ctx, each, "fast_io_fail_tmo", 0)
-        elif not fabrics.live(ctx, leg.nqn):
+        live = fabrics.live(ctx, leg.nqn)
+        options = ctx.conf[conf.GROUP]
+        seconds = options.stop_timeout
+        if not live:
             LOG.info("No connection of %s is live: its last writes have to wait for one", volume)
-        seconds = ctx.conf[conf.GROUP].stop_timeout
+            seconds = min(seconds, options.connect_timeout) if force else seconds
+        for each in live if force else ():
+            # Otherwise a write to a node that falls silent waits until the node is back.
+            fabrics.set_time_out(ctx, each, "fast_io_fail_tmo", 0)
         call = waiting.Call(ctx, lambda: ctx.host.flush(f"/dev/{name}"), f"kumo-flush-{name}")
         if not call.wait(waiting.Deadline(ctx.clock, seconds)):
             reason = f"cached writes to {name} are not written out after {seconds:g} s"

@@ -377,9 +377,8 @@ class Kernel:
 
     def _failed_fast(self, name):
         for each in self._serving(name):
-            limit = self.attribute(each.name, "fast_io_fail_tmo")
-            late = each.state == "connecting" and limit != "off"
-            if not late or self.sim.now < each.since + float(limit):
+            late = each.state == "connecting" and each.fails is not None
+            if not late or self.sim.now < each.since + each.fails:
                 return False
         return True
 

@@ -79,7 +79,8 @@ class Controller:
     # nsid -> name of the directory below it: a path, or the device itself.
     paths: dict = dataclasses.field(default_factory=dict)
     since: float = 0.0
-    gone: object = None
+    # Seconds; what fast_io_fail_tmo was when the connection broke, None for never.
+    fails: float | None = None
 
     @property
     def name(self):
@@ -166,6 +167,11 @@ class Nvme:
     def set_state(self, controller, state):
         controller.state = state
         controller.since = self.kernel.sim.now
+        if state == "connecting":
+            # It is looked at in this moment alone (nvme_start_failfast_work).
+            home = self.kernel.root / FABRICS / controller.name / "fast_io_fail_tmo"
+            text = home.read_text().strip() if home.exists() else "off"
+            controller.fails = None if text == "off" else float(text)
         self._file(f"{FABRICS}/{controller.name}/state", state)
         if state == LIVE:
             self.scan_later(controller)

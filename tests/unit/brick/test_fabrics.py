@@ -219,6 +219,21 @@ def test_time_outs_of_a_controller_that_is_there(kernel, caplog):
     assert "Cannot set reconnect_delay of nvme0" in caplog.text
 
 
+def test_a_broken_connection_waits_as_it_was_told_before(kernel):
+    ctx = kernel.context()
+    made = fabrics.connect(ctx, NQN, PORTAL, PLAIN)
+    assert fabrics.waits(ctx, made)
+    kernel.go("10.0.0.1", SILENT)
+    kernel.sim.after(1, lambda: kernel.nodes.update({"10.0.0.1": LIVE}))
+    broken = fabrics.existing(ctx, NQN, PORTAL)
+    fabrics.set_time_outs(ctx, broken, REPLICATED)
+    assert fabrics.waits(ctx, broken)
+    assert kernel.attribute("nvme0", "reconnect_delay") == "1"
+    # Live again, it gets what it has to have.
+    fabrics.connect(ctx, NQN, PORTAL, REPLICATED)
+    assert not fabrics.waits(ctx, made)
+
+
 def test_the_number_of_a_controller_can_be_given_to_another(kernel):
     ctx = kernel.context()
     old = fabrics.connect(ctx, NQN, PORTAL, PLAIN)

@@ -240,6 +240,39 @@ def test_a_delete_that_is_refused(kernel, legs):
     assert kernel.sim.now - before < 1
 
 
+def test_the_detach_of_another_volume_takes_the_connection_away(kernel, legs, monkeypatch):
+    """Between finding the device and the lock."""
+    real, cuts = paths.usable, []
+
+    def found(ctx, asked):
+        device = real(ctx, asked)
+        if device and not cuts and not any("subsystem" in name for name in ctx.locks.taken):
+            cuts.append(device)
+            kernel.nvme.drop(next(iter(kernel.nvme.controllers.values())))
+        return device
+
+    monkeypatch.setattr(paths, "usable", found)
+    (outcome,) = paths.connect_legs(kernel.context(), volume(legs[0]), legs[:1])
+    assert outcome.device
+    assert len(cuts) == 1
+    assert kernel.nvme.ever == 2
+    assert kernel.devices() == [outcome.device.name]
+
+
+def test_cut(kernel, legs):
+    """Connections of stock wait without end; ours fail by themselves and stay."""
+    host = kernel.context().host_nqn
+    kernel.fabrics(f"transport=tcp,traddr={address(0)},trsvcid=4420,nqn={nqn(0)},hostnqn={host}")
+    ctx = kernel.context()
+    paths.connect_legs(ctx, volume(legs[1]), legs[1:])
+    paths.cut(ctx, legs)
+    assert len(kernel.controllers()) == 2
+    for node in range(2):
+        kernel.go(address(node), SILENT)
+    paths.cut(ctx, legs)
+    assert kernel.controllers() == [(nqn(1), address(1))]
+
+
 def test_grown(kernel, legs):
     ctx = kernel.context()
     outcomes = paths.connect_legs(ctx, volume(*legs), legs)
