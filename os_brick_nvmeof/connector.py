@@ -8,9 +8,10 @@ Cinder's tree attached from a Kumo provisioner is recognised when it is detached
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from os_brick import utils
@@ -20,6 +21,7 @@ from oslo_log import log as logging
 
 from os_brick_nvmeof import conf, errors, props
 from os_brick_nvmeof.context import Context
+from os_brick_nvmeof.host import CommandError
 from os_brick_nvmeof.locks import Locks
 from os_brick_nvmeof.privileged import LocalHost
 
@@ -93,7 +95,8 @@ class KumoNVMeOFConnector(nvmeof.NVMeOFConnector):
             parsed = nvmeof.NVMeOFConnProps(connection_properties)
             return list(super().get_volume_paths(parsed, *given))
         volume = props.parse(connection_properties)
-        return _engine(volume).paths(self._context(volume), volume)
+        with _typed(volume):
+            return list(_engine(volume).paths(self._context(volume), volume))
 
     @classmethod
     def _set_native_multipath_supported(cls) -> bool:
@@ -105,7 +108,7 @@ class KumoNVMeOFConnector(nvmeof.NVMeOFConnector):
         volume = props.parse(connection_properties)
         self._check_multipath(volume)
         context = self._context(volume)
-        with context.locks.volume(volume.uuid):
+        with _typed(volume), context.locks.volume(volume.uuid):
             path = _engine(volume).attach(context, volume)
         return _Attached(path, lambda: self._take_back(context, volume)).answer(
             connection_properties
@@ -123,7 +126,7 @@ class KumoNVMeOFConnector(nvmeof.NVMeOFConnector):
         volume = props.parse(_with_path(connection_properties, device_info))
         context = self._context(volume)
         try:
-            with context.locks.volume(volume.uuid):
+            with _typed(volume), context.locks.volume(volume.uuid):
                 _engine(volume).detach(context, volume, force)
         except errors.KumoBrickError as error:
             if not (force and ignore_errors):
@@ -135,12 +138,12 @@ class KumoNVMeOFConnector(nvmeof.NVMeOFConnector):
     def _extend(self, connection_properties: Properties) -> int:
         volume = props.parse(connection_properties)
         context = self._context(volume)
-        with context.locks.volume(volume.uuid):
-            return _engine(volume).extend(context, volume)
+        with _typed(volume), context.locks.volume(volume.uuid):
+            return int(_engine(volume).extend(context, volume))
 
     def _take_back(self, context: Context, volume: props.Volume) -> None:
         try:
-            with context.locks.volume(volume.uuid):
+            with _typed(volume), context.locks.volume(volume.uuid):
                 _engine(volume).detach(context, volume, False)
         except errors.KumoBrickError as error:
             LOG.warning("Taking back the failed attach of %s: %s", volume, error)
@@ -203,6 +206,19 @@ def recognised(properties: Properties) -> bool:
         return True
     legs = properties.get("volume_replicas") if props.is_kumoscale(properties) else None
     return bool(legs) and all(_OUR_NQN.fullmatch(str(leg.get("target_nqn"))) for leg in legs or ())
+
+
+@contextlib.contextmanager
+def _typed(volume: props.Volume) -> Iterator[None]:
+    """Let what the host refuses be an error of ours, too."""
+    try:
+        yield
+    except (OSError, CommandError) as error:
+        raise errors.HostError(
+            str(error),
+            volume=volume.uuid,
+            way_out="see the log of the host's kernel, and try again",
+        ) from error
 
 
 def _engine(volume: props.Volume) -> Any:

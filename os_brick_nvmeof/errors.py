@@ -119,3 +119,9 @@ class MultipathError(KumoBrickError):
     """Multipath was asked for and cannot be had on this host."""
 
     code = "Multipath"
+
+
+class HostError(KumoBrickError):
+    """The kernel, the privileged daemon or the lock directory of the host did not do their part."""
+
+    code = "Host"

@@ -9,7 +9,7 @@ from os_brick.initiator.connectors import nvmeof
 from os_brick.privileged import rootwrap
 from oslo_config import cfg
 
-from os_brick_nvmeof import connector, errors, locks
+from os_brick_nvmeof import connector, errors, host, locks
 
 VOLUME = "c20aba21-6ef6-446b-b374-45733b4883ba"
 LEGS = ("9b30ec12-75b9-4a53-be32-111111111111", "9b30ec12-75b9-4a53-be32-222222222222")
@@ -208,6 +208,25 @@ def test_bad_properties_are_told_before_anything_is_done(ours, engine):
     with pytest.raises(exception.InvalidConnectorProtocol, match="vol_uuid"):
         ours.connect_volume(properties(vol_uuid="x"))
     assert engine.seen == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(5, "Input/output error"), host.CommandError(("mdadm", "--stop"), 1, "mdadm: no")],
+)
+def test_what_the_host_refuses_is_typed(ours, engine, caplog, error):
+    engine.failing.update(dict.fromkeys(("attach", "detach", "extend", "paths"), error))
+    for verb in (
+        ours.connect_volume,
+        ours.extend_volume,
+        ours.get_volume_paths,
+        lambda given: ours.disconnect_volume(given, None, force=True),
+    ):
+        with pytest.raises(errors.HostError, match=f"volume {VOLUME}") as caught:
+            verb(properties())
+        assert str(error) in str(caught.value)
+    ours.disconnect_volume(properties(), None, force=True, ignore_errors=True)
+    assert str(error) in caplog.text
 
 
 @pytest.mark.parametrize("native", [True, False])
