@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from kumo_client.schemas.backend import BackendPool
 from kumo_client.schemas.host import HostProbe, PublishRequest, UnpublishRequest
 from kumo_client.schemas.volume import StorageClass, VolumeCreate
 from lab.controlplane import Client, ControlPlane, inventory
@@ -40,40 +41,49 @@ def run(ctx: Context) -> None:
     plane.start(ctx.progress)
     node, host = ctx.lab.storage[0], ctx.lab.compute[0]
     client = plane.client()
+    others = [one.persistent_id for one in client.backends() if one.name != node.name]
     try:
-        with ctx.step("a volume on each of two SSDs is attached and written to"):
-            made = _one_on_each_pool(ctx, client)
-            volumes = {pool: _attach(client, node, host, each) for pool, each in made.items()}
-            before = {pool: _write(host, each) for pool, each in volumes.items()}
-            lost, kept = volumes
-            serial = _serial(ctx, client, lost)
-        failed = {lost: "failed", kept: "ok"}
-        with ctx.step(f"{serial} is pulled: its pool fails, the other goes on"):
-            _pull(node, serial)
-            _wait(ctx, lambda: _states(client) == failed, "one pool failed")
-            same = _reads(host, volumes[kept], before[kept])
-            ctx.check(same, "the volume on the other SSD reads otherwise")
-        with ctx.step("the daemon starts without it"):
-            node.run("systemctl restart kumo-node", timeout=180)
-            _wait(ctx, lambda: _states(client) == failed, "one pool failed")
-        with ctx.step("it is put back: pool and export return with what was written"):
-            begin = time.monotonic()
-            node.run("echo 1 > /sys/bus/pci/rescan")
-            _wait(ctx, lambda: set(_states(client).values()) == {"ok"}, "all pools in order")
-            seconds = time.monotonic() - begin
-            for pool, each in volumes.items():
-                again = functools.partial(_reads, host, each, before[pool])
-                _wait(ctx, again, f"what was written to {pool}")
-        ctx.note(f"the pool is in order {seconds:.0f} s after the SSD was back")
-        with ctx.step("deleted volumes are erased first, when told so"):
-            _set_erasing(node, "zero")
-            _delete(client, host, volumes.values())
-            _wait(ctx, lambda: not any(inventory(ctx.lab).values()), "nothing left")
-            erased = node.run("journalctl -b -u kumo-node --no-pager -o cat | grep -c Erased")
-            ctx.check(int(erased.stdout) >= len(volumes), f"erased: {erased.stdout}")
-            _set_erasing(node, "off")
+        for other in others:
+            plane.kumo("backend", "cordon", other)
+        _lose(ctx, client, node, host)
     finally:
+        for other in others:
+            plane.kumo("backend", "uncordon", other)
         client.close()
+
+
+def _lose(ctx: Context, client: Client, node: Machine, host: Machine) -> None:
+    with ctx.step("a volume on each of two SSDs is attached and written to"):
+        made = _one_on_each_pool(ctx, client)
+        volumes = {pool: _attach(client, node, host, each) for pool, each in made.items()}
+        before = {pool: _write(host, each) for pool, each in volumes.items()}
+        lost, kept = volumes
+        serial = _serial(ctx, client, node, lost)
+    failed = {lost: "failed", kept: "ok"}
+    with ctx.step(f"{serial} is pulled: its pool fails, the other goes on"):
+        _pull(node, serial)
+        _wait(ctx, lambda: _states(client, node) == failed, "one pool failed")
+        same = _reads(host, volumes[kept], before[kept])
+        ctx.check(same, "the volume on the other SSD reads otherwise")
+    with ctx.step("the daemon starts without it"):
+        node.run("systemctl restart kumo-node", timeout=180)
+        _wait(ctx, lambda: _states(client, node) == failed, "one pool failed")
+    with ctx.step("it is put back: pool and export return with what was written"):
+        begin = time.monotonic()
+        node.run("echo 1 > /sys/bus/pci/rescan")
+        _wait(ctx, lambda: set(_states(client, node).values()) == {"ok"}, "all pools in order")
+        seconds = time.monotonic() - begin
+        for pool, each in volumes.items():
+            again = functools.partial(_reads, host, each, before[pool])
+            _wait(ctx, again, f"what was written to {pool}")
+    ctx.note(f"the pool is in order {seconds:.0f} s after the SSD was back")
+    with ctx.step("deleted volumes are erased first, when told so"):
+        _set_erasing(node, "zero")
+        _delete(client, host, volumes.values())
+        _wait(ctx, lambda: not any(inventory(ctx.lab).values()), "nothing left")
+        erased = node.run("journalctl -b -u kumo-node --no-pager -o cat | grep -c Erased")
+        ctx.check(int(erased.stdout) >= len(volumes), f"erased: {erased.stdout}")
+        _set_erasing(node, "off")
 
 
 def _one_on_each_pool(ctx: Context, client: Client) -> dict[str, str]:
@@ -127,15 +137,18 @@ def _reads(host: Machine, attached: Attached, digest: str) -> bool:
     return _digest(host, attached) == digest
 
 
-def _states(client: Client) -> dict[str, str]:
-    (backend,) = client.backends()
-    return {pool.name: pool.state for pool in backend.pools}
+def _pools(client: Client, node: Machine) -> list[BackendPool]:
+    (backend,) = (one for one in client.backends() if one.name == node.name)
+    return backend.pools
 
 
-def _serial(ctx: Context, client: Client, pool: str) -> str:
+def _states(client: Client, node: Machine) -> dict[str, str]:
+    return {pool.name: pool.state for pool in _pools(client, node)}
+
+
+def _serial(ctx: Context, client: Client, node: Machine, pool: str) -> str:
     """Serial number of the SSD of a pool."""
-    (backend,) = client.backends()
-    (ssd,) = next(each for each in backend.pools if each.name == pool).ssds
+    (ssd,) = next(each for each in _pools(client, node) if each.name == pool).ssds
     ctx.check(bool(ssd.serial), f"no serial number of {ssd.path}")
     return str(ssd.serial)
 
