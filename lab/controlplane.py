@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from kumo_client.api.provisioner import Provisioner
+from kumo_client.schemas.backend import AVAILABLE
 from kumo_client.session import Session
 from lab.cluster import Lab
 from lab.errors import LabError
@@ -145,6 +146,23 @@ class ControlPlane:
         for machine in self.lab.storage:
             if machine.address not in known:
                 self.kumo("backend", "add", "--mgmt-ip", machine.address)
+        self._wait_available()
+
+    def _wait_available(self) -> None:
+        """A node that an earlier scenario took away is back only when the provisioner says so."""
+        deadline = time.monotonic() + _READY_SECONDS
+        mine = {machine.address for machine in self.lab.storage}
+        while True:
+            away = [
+                f"{backend['name']} is {backend['state']}"
+                for backend in self.kumo_json("backend", "list")
+                if mine.intersection(backend["mgmtIPs"]) and backend["state"] != AVAILABLE
+            ]
+            if not away:
+                return
+            if time.monotonic() > deadline:
+                raise LabError(f"for the provisioner {', '.join(away)}")
+            time.sleep(1)
 
     def environment(self) -> dict[str, str]:
         """What the ``kumo`` command needs to find the provisioner."""

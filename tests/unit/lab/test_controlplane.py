@@ -55,6 +55,8 @@ class World:
         self.clock = clock
         self.alive, self.answers_after = False, 0
         self.backends, self.environment, self.words = [], {}, []
+        # By address: until when the provisioner takes a node for unavailable.
+        self.away = {}
         self.starts = []
         self.refusals = {}
         self.machines = [FakeMachine(1), FakeMachine(2)]
@@ -95,6 +97,10 @@ class World:
         self.environment = env
         return self.kumo(argv, argv[5:])
 
+    def shown(self, ip):
+        state = "Unavailable" if self.clock.now < self.away.get(ip, 0) else "Available"
+        return {"mgmtIPs": [ip], "name": f"node-{ip}", "state": state}
+
     def kumo(self, argv, words):
         self.words.append(words)
         if words[0] in self.refusals:
@@ -104,7 +110,7 @@ class World:
         out = ""
         match words:
             case ["backend", "list", "-f", "json"]:
-                out = json.dumps([{"mgmtIPs": [ip]} for ip in self.backends])
+                out = json.dumps([self.shown(ip) for ip in self.backends])
             case ["backend", "add", "--mgmt-ip", ip]:
                 assert ip not in self.backends
                 self.backends.append(ip)
@@ -237,6 +243,18 @@ def test_a_refused_registration(world, plane, screen):
     world.refusals["backend"] = "NodeUnreachable: 10.77.0.11"
     with pytest.raises(LabError, match="kumo backend list -f json: NodeUnreachable"):
         plane._register()
+
+
+def test_a_node_that_was_away_is_awaited(world, plane, screen):
+    plane.start(screen)
+    world.away["10.77.0.12"] = world.clock.now + 30
+    world.backends.append("10.77.0.99")
+    world.away["10.77.0.99"] = float("inf")
+    plane.start(screen)
+    assert world.clock.now == pytest.approx(world.away["10.77.0.12"], abs=2)
+    world.away["10.77.0.12"] = float("inf")
+    with pytest.raises(LabError, match=r"node-10\.77\.0\.12 is Unavailable$"):
+        plane.start(screen)
 
 
 def test_kill_stop_and_start_again(world, plane, screen):
