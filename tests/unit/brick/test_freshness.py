@@ -335,6 +335,30 @@ def test_an_old_leg_that_never_knew_the_freshest_is_no_other_history():
     assert decision.rejoin == (Rejoin(given.legs[0], full=True),)
 
 
+def test_an_old_leg_of_a_whole_array_is_old_whatever_is_recorded():
+    given = volume((("fresh", 42), ("fresh", 60)))
+    assert members(decide(given, sb(), sb(2, events=60, roles=(SPARE, SPARE, 0)))) == [1]
+
+
+def test_a_leg_that_is_listed_and_does_not_list_back_is_no_member():
+    given = volume((("fresh", 0), ("fresh", 0)))
+    decision = decide(given, sb(2, events=43, roles=(0, SPARE, 1)), sb(0, roles=(0, 1)))
+    assert members(decision) == [0]
+    assert decision.rejoin == (Rejoin(given.legs[1], full=True),)
+
+
+def test_a_leg_that_is_listed_and_far_behind_is_no_member():
+    decision = decide(volume(), sb(events=44), sb(1))
+    assert members(decision) == [0]
+    assert decision.rejoin == (Rejoin(volume().legs[1], full=True),)
+
+
+def test_a_leg_that_is_no_source_tells_of_newer_data():
+    half = sb(1, events=50, roles=(0, 1), features=3, recovery_offset=8)
+    text = refused(decide(volume(), sb(roles=(0, SPARE)), half), errors.StaleError, 1)
+    assert "50 is above" in text
+
+
 def test_places_of_legs_that_were_given_up():
     given = volume((("fresh", 0),), replicated=True)
     assert members(decide(given, sb())) == [0]
