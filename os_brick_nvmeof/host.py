@@ -89,6 +89,14 @@ class Host(Protocol):
         :raises OSError: as the kernel answers.
         """
 
+    def link(self, path: str, target: str) -> None:
+        """Make a symbolic link below /dev/md, in place of one that is there, or remove it.
+
+        :param path: "/dev/md/name".
+        :param target: name of the array's block device, "md127"; "" to remove the link.
+        :raises OSError: as the kernel answers; EEXIST when something else is there.
+        """
+
     def run(self, *argv: str, timeout: float = 30.0) -> str:
         """Run a command as root, in the C locale, and return its standard output.
 

@@ -75,6 +75,10 @@ class LocalHost:
         """Open a TCP connection and close it."""
         socket.create_connection((address, int(port)), timeout).close()
 
+    def link(self, path: str, target: str) -> None:
+        """Make or remove a symbolic link below /dev/md."""
+        self._ask(path, WRITE_SECONDS, "link", path, target)
+
     def run(self, *argv: str, timeout: float = 30.0) -> str:
         """Run a command as root; see :data:`os_brick.privileged.kumo.PROGRAMS`."""
         try:

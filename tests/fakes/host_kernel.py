@@ -197,11 +197,22 @@ class Kernel:
     def read(self, device, offset, length):
         return self._call(("read", device), lambda: self._block(device).read(offset, length))
 
+    def link(self, path, target):
+        def work():
+            self._once("link")
+            at = self.root / path[1:]
+            at.parent.mkdir(exist_ok=True)
+            at.unlink(missing_ok=True)
+            if target:
+                at.symlink_to(f"../{target}")
+
+        self._call(("link", path, target), work)
+
     def run(self, *argv, timeout=30.0):
         def work():
             if argv[0] not in self.commands:
                 raise CommandError(argv, None, "not there")
-            return self.commands[argv[0]](*argv)
+            return self.commands[argv[0]](*argv, timeout=timeout)
 
         return self._call(("run", *argv), work)
 

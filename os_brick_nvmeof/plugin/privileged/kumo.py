@@ -3,7 +3,7 @@
 
 Installed as ``os_brick.privileged.kumo``: oslo.privsep lets a context run only functions of modules
 below its own name (``PrivContext._entrypoint``), and os-brick's context is the one that every host
-allows already. Five verbs, each for few files or programs.
+allows already. Seven verbs, each for few files or programs.
 
 The daemon has as many threads as the host has processors (``thread_pool_size``), for all that
 os-brick does. A connect to a dead portal or an mdadm behind a dead leg would hold one for seconds,
@@ -56,6 +56,8 @@ _ATTRIBUTES = re.compile(
     r"|/sys/(class/block|block)/nvme\d+n\d+/uevent"
 )
 _DEVICES = re.compile(r"/dev/(nvme\d+n\d+|md[\w.-]+|md/[^/]+)")
+_LINKS = re.compile(r"/dev/md/[^/\x00]{1,64}")
+_ARRAYS = re.compile(r"(md[\w.-]+)?")
 _CONTROLLERS = re.compile(r"/dev/nvme\d+")
 _OPTIONS = re.compile(r"[^\x00-\x20]{1,3072}")
 
@@ -139,6 +141,27 @@ def identify(controller: str, cns: int, nsid: int) -> Answer:
     return "done", data.raw
 
 
+def link(path: str, target: str) -> Answer:
+    """Make a link to an array, as udev does (udev-md-raid-arrays.rules of mdadm), or remove it."""
+    if not _LINKS.fullmatch(path) or not _ARRAYS.fullmatch(target):
+        return _refused(f"{path} is not to be linked to {target}")
+    there = os.path.lexists(path)
+    if there and not os.path.islink(path):
+        return "errno", errno.EEXIST, f"{path} is no link"
+    if not target:
+        if there:
+            os.unlink(path)
+        return "done", None
+    os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+    # Renamed into place: nobody ever sees no link.
+    new = f"{os.path.dirname(path)}/.kumo-{os.path.basename(path)}"
+    if os.path.lexists(new):
+        os.unlink(new)
+    os.symlink(f"../{target}", new)
+    os.rename(new, path)
+    return "done", None
+
+
 def run(argv: tuple[str, ...], timeout: float) -> Answer:
     """Run one of :data:`PROGRAMS` in the C locale."""
     if not argv or argv[0] not in PROGRAMS:
@@ -174,6 +197,7 @@ VERBS: dict[str, Callable[..., Answer]] = {
     "read": read,
     "flush": flush,
     "identify": identify,
+    "link": link,
     "run": run,
 }
 

@@ -322,3 +322,46 @@ def test_a_verb_that_breaks_is_an_error(daemon, far, monkeypatch):
     with pytest.raises(OSError, match="no number") as caught:
         LocalHost().write(CONTROLLER, "1")
     assert caught.value.errno == errno.EIO
+
+
+@pytest.fixture
+def links(far, monkeypatch, tmp_path):
+    """A directory in place of /dev/md."""
+    where = tmp_path / "md"
+    monkeypatch.setattr(far, "_LINKS", re.compile(re.escape(str(where)) + "/[^/]+"))
+    return where
+
+
+def test_a_link_to_an_array_is_made_replaced_and_removed(near, links):
+    path = links / "volume-1"
+    near.link(str(path), "md127")
+    assert os.readlink(path) == "../md127"
+    (links / ".kumo-volume-1").symlink_to("left-by-one-who-was-killed")
+    near.link(str(path), "md126")
+    assert os.readlink(path) == "../md126"
+    assert os.listdir(links) == ["volume-1"]
+    near.link(str(path), "")
+    near.link(str(path), "")
+    assert os.listdir(links) == []
+
+
+def test_what_is_no_link_is_not_replaced(near, links):
+    links.mkdir()
+    (links / "volume-1").write_text("precious")
+    with pytest.raises(FileExistsError):
+        near.link(str(links / "volume-1"), "md127")
+    assert (links / "volume-1").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("path", "target"),
+    [
+        ("/etc/passwd", "md127"),
+        ("/dev/md/a/b", "md127"),
+        ("/dev/md/a", "../../etc"),
+        ("/dev/md/", ""),
+    ],
+)
+def test_no_other_links_are_made(near, path, target):
+    with pytest.raises(PermissionError):
+        near.link(path, target)

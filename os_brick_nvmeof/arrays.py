@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""md arrays as the kernel shows them in sysfs (Documentation/admin-guide/md.rst).
+
+An array is found by its UUID, never by a name: ``md/uuid`` has it, on kernels that know that
+attribute and once the array has been started. Otherwise its members' superblocks tell.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import uuid as uuidlib
+from collections.abc import Collection, Iterable
+from typing import NamedTuple
+
+from os_brick_nvmeof import conf, errors, superblock, sysfs, waiting
+from os_brick_nvmeof.context import Context
+from os_brick_nvmeof.props import Volume
+
+IN_SYNC = "in_sync"
+FAULTY = "faulty"
+READ_ONLY = "readonly"
+READ_AUTO = "read-auto"
+# array_state of an array that serves reads (array_states[] in drivers/md/md.c).
+RUNNING = (READ_ONLY, READ_AUTO, "clean", "active", "write-pending", "active-idle")
+_ARRAY = re.compile(r"md[\w.-]+")
+_ZERO = str(uuidlib.UUID(int=0))
+
+
+class Member(NamedTuple):
+    """A device of an array. ``flags``: of ``md/dev-*/state``."""
+
+    name: str
+    flags: frozenset[str]
+
+
+class Array(NamedTuple):
+    """An array.
+
+    :ivar name: "md127".
+    :ivar uuid: lower case with dashes; "" when the kernel does not tell.
+    :ivar state: ``md/array_state``.
+    :ivar places: ``md/raid_disks``.
+    :ivar size: bytes.
+    """
+
+    name: str
+    uuid: str
+    state: str
+    places: int
+    size: int
+    members: tuple[Member, ...]
+
+    @property
+    def running(self) -> bool:
+        """It is started and has something to serve."""
+        return self.state in RUNNING and bool(self.in_sync)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of the devices that it holds."""
+        return frozenset(member.name for member in self.members)
+
+    @property
+    def in_sync(self) -> frozenset[str]:
+        """Names of the members that have all data."""
+        return frozenset(
+            member.name
+            for member in self.members
+            if IN_SYNC in member.flags and FAULTY not in member.flags
+        )
+
+
+def names(root: pathlib.Path) -> list[str]:
+    """Names of all arrays."""
+    return [
+        name
+        for name in sysfs.names(root / sysfs.BLOCK)
+        if _ARRAY.fullmatch(name) and (root / sysfs.BLOCK / name / "md").is_dir()
+    ]
+
+
+def look(root: pathlib.Path, name: str) -> Array | None:
+    """An array; None when it is not there, or nothing but its name is left of it.
+
+    :raises OSError: when the kernel could not tell.
+    """
+    path = root / sysfs.BLOCK / name / "md"
+    state = sysfs.read(path / "array_state")
+    if state is None or state == "clear":
+        return None
+    return Array(
+        name=name,
+        uuid=_uuid(sysfs.read(path / "uuid")),
+        state=state,
+        places=int((sysfs.read(path / "raid_disks") or "0").split()[0]),
+        size=sysfs.size(root, name) or 0,
+        members=tuple(
+            Member(entry.removeprefix("dev-"), _flags(path / entry))
+            for entry in sysfs.names(path)
+            if entry.startswith("dev-")
+        ),
+    )
+
+
+def everyone(root: pathlib.Path) -> list[Array]:
+    """All arrays."""
+    return [array for name in names(root) if (array := look(root, name))]
+
+
+def find(ctx: Context, volume: Volume, devices: Collection[str] = ()) -> Array | None:
+    """The array of a volume.
+
+    :param devices: names of its legs' block devices, as far as they are known.
+    :raises UnknownDataError: an array holds one of them, and it cannot be told which it is.
+    :raises OSError: when the kernel could not tell.
+    """
+    silent = []
+    for array in everyone(ctx.host.root):
+        if array.uuid == volume.uuid:
+            return array
+        if not array.uuid:
+            silent.append(array)
+    held = [array for array in silent if array.names & set(devices)]
+    for array in held or silent:
+        seen = _content(ctx, array)
+        if isinstance(seen, superblock.Superblock):
+            if seen.array_uuid == volume.uuid:
+                return array
+        elif array in held:
+            raise errors.UnknownDataError(
+                f"{array.name} ({array.state}) holds a leg of it and cannot be told apart: {seen}",
+                volume=volume.uuid,
+                way_out="look at it with mdadm --detail, and stop it if nobody uses it",
+            )
+    return None
+
+
+def holding(root: pathlib.Path, devices: Iterable[str]) -> list[Array]:
+    """Arrays that hold at least one device, and none but these."""
+    wanted = frozenset(devices)
+    return [array for array in everyone(root) if array.names and array.names <= wanted]
+
+
+def _content(ctx: Context, array: Array) -> superblock.Content:
+    """The superblock of a member that can be read in time."""
+    seen: superblock.Content = superblock.Unknown("no member can be read")
+    for member in array.members:
+        size = sysfs.size(ctx.host.root, member.name) or 0
+        seen = read(ctx, f"/dev/{member.name}", size)
+        if isinstance(seen, superblock.Superblock):
+            return seen
+    return seen
+
+
+def read(ctx: Context, device: str, size: int) -> superblock.Content:
+    """What is on a device, within ``device_timeout``: a read of a silent node can block longer."""
+    seconds = ctx.conf[conf.GROUP].device_timeout
+    call = waiting.Call(ctx, lambda: content(ctx, device, size), f"kumo-read-{device}")
+    return answer(call, device, waiting.Deadline(ctx.clock, seconds))
+
+
+def content(ctx: Context, device: str, size: int) -> superblock.Content:
+    """What is on a device, however long it takes."""
+    return superblock.read(ctx.host, device, size)
+
+
+def answer(
+    call: waiting.Call[superblock.Content], device: str, deadline: waiting.Deadline
+) -> superblock.Content:
+    """Wait for a read; :class:`superblock.Unknown` when it takes too long."""
+    if not call.wait(deadline):
+        return superblock.Unknown(f"{device} gives no answer for {deadline.seconds:g} s")
+    return call.result()
+
+
+def _flags(path: pathlib.Path) -> frozenset[str]:
+    return frozenset(filter(None, (sysfs.read(path / "state") or "").split(",")))
+
+
+def _uuid(text: str | None) -> str:
+    try:
+        value = str(uuidlib.UUID(text or ""))
+    except ValueError:
+        return ""
+    return "" if value == _ZERO else value
