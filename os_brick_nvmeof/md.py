@@ -41,6 +41,8 @@ _MARK = ("safe_mode_delay", "1.000")
 _LONGEST = 0.5
 # Seconds for what nobody should be using.
 _SHORT = 2.0
+# Seconds that mdadm gets to stop an array before its legs are looked after.
+_PATIENCE = 5.0
 _LOCKLESS_SINCE = (6, 18)
 
 
@@ -279,7 +281,8 @@ def stop(
             # Stopped; its device goes later.
             return False
         try:
-            ctx.host.run("mdadm", "--stop", f"/dev/{array.name}", timeout=max(deadline.left, 1.0))
+            seconds = max(min(deadline.left, _PATIENCE), 1.0)
+            ctx.host.run("mdadm", "--stop", f"/dev/{array.name}", timeout=seconds)
         except CommandError as error:
             reason = str(error)
             if not error.definite and stuck:

@@ -202,7 +202,7 @@ def detach(ctx: Context, volume: Volume, force: bool = False) -> None:
         every = _legs_of(ctx, volume, found)
         if found:
             try:
-                _stop(ctx, volume, found, every, force)
+                _stop(ctx, volume, found, every)
             except errors.StillInUseError as error:
                 if not force:
                     raise
@@ -220,26 +220,21 @@ def detach(ctx: Context, volume: Volume, force: bool = False) -> None:
     raise lost
 
 
-def _stop(ctx: Context, volume: Volume, array: Array, every: Sequence[Leg], force: bool) -> None:
-    """Stop an array whose legs may be silent: I/O to them has to fail for md to let go."""
-    fail = functools.partial(_fail_fast, ctx, every, force)
-    fail()
-    deadline = waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].stop_timeout)
-    md.stop(ctx, volume, array, deadline, stuck=fail)
+def _stop(ctx: Context, volume: Volume, array: Array, every: Sequence[Leg]) -> None:
+    """Stop an array whose legs may be silent: I/O to them has to fail for md to let go.
 
-
-def _fail_fast(ctx: Context, every: Sequence[Leg], force: bool) -> None:
-    """Let I/O to legs without live connection fail soon; at once by force.
-
-    Connections that stock os-brick made wait for their node without end.
+    Connections that stock os-brick made wait for their node without end. One that breaks from now
+    on fails in time; one that is broken is cut off.
     """
     timeouts = conf.time_outs(ctx.conf, REPLICATED)
-    if force or timeouts.fast_io_fail < 0:
+    if timeouts.fast_io_fail < 0:
         timeouts = dataclasses.replace(timeouts, fast_io_fail=0)
     for nqn in sorted({leg.nqn for leg in every}):
-        for controller in fabrics.ours(ctx, nqn):
-            if controller.state != sysfs.LIVE:
-                fabrics.set_time_outs(ctx, controller, timeouts)
+        for controller in fabrics.live(ctx, nqn):
+            fabrics.set_time_outs(ctx, controller, timeouts)
+    legs.cut(ctx, every)
+    deadline = waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].stop_timeout)
+    md.stop(ctx, volume, array, deadline, stuck=lambda: legs.cut(ctx, every))
 
 
 def _legs_of(ctx: Context, volume: Volume, array: Array | None) -> list[Leg]:
