@@ -11,6 +11,7 @@ import errno
 import math
 import os
 import re
+from collections.abc import Iterable
 
 from oslo_log import log as logging
 
@@ -108,7 +109,12 @@ def _made(
 
 def existing(ctx: Context, nqn: str, portal: Portal) -> sysfs.Controller | None:
     """The controller of this host to a subsystem through a portal, live or about to be."""
-    for each in ours(ctx, nqn):
+    return through(portal, ours(ctx, nqn))
+
+
+def through(portal: Portal, controllers: Iterable[sysfs.Controller]) -> sysfs.Controller | None:
+    """The first one that is connected through a portal."""
+    for each in controllers:
         if (
             each.transport == portal.transport
             and each.port == portal.port
@@ -118,25 +124,31 @@ def existing(ctx: Context, nqn: str, portal: Portal) -> sysfs.Controller | None:
     return None
 
 
-def ours(ctx: Context, nqn: str) -> list[sysfs.Controller]:
-    """Controllers to a subsystem that this host's NQN made, but for those that are going away."""
+def ours(
+    ctx: Context, nqn: str, seen: Iterable[sysfs.Controller] | None = None
+) -> list[sysfs.Controller]:
+    """Controllers to a subsystem that this host's NQN made, but for those that are going away.
+
+    :param seen: those of the subsystem, if they have just been read.
+    """
     return [
         each
-        for each in sysfs.controllers(ctx.host.root, nqn)
+        for each in (sysfs.controllers(ctx.host.root, nqn) if seen is None else seen)
         if each.host_nqn in ("", ctx.host_nqn)
         and (each.state == sysfs.LIVE or each.state in sysfs.COMING)
     ]
 
 
-def live(ctx: Context, nqn: str) -> list[sysfs.Controller]:
+def live(
+    ctx: Context, nqn: str, seen: Iterable[sysfs.Controller] | None = None
+) -> list[sysfs.Controller]:
     """Those of :func:`ours` that are live."""
-    return [each for each in ours(ctx, nqn) if each.state == sysfs.LIVE]
+    return [each for each in ours(ctx, nqn, seen) if each.state == sysfs.LIVE]
 
 
 def waits(ctx: Context, controller: sysfs.Controller) -> bool:
     """Whether I/O to a controller that lost its node waits without end."""
-    path = ctx.host.root / sysfs.CONTROLLERS / controller.name / "fast_io_fail_tmo"
-    return sysfs.read(path) in ("off", None)
+    return _attribute_of(ctx, controller, "fast_io_fail_tmo") in ("off", None)
 
 
 def options(ctx: Context, nqn: str, portal: Portal, timeouts: conf.TimeOuts) -> str:
@@ -268,8 +280,7 @@ def set_time_out(ctx: Context, controller: sysfs.Controller, name: str, value: i
 
     A connection with other time-outs is better than none: a refusal is logged, not raised.
     """
-    path = ctx.host.root / sysfs.CONTROLLERS / controller.name / name
-    now = sysfs.read(path)
+    now = _attribute_of(ctx, controller, name)
     # Kernels before 5.11 do not have all of them.
     if now is None or now == ("off" if value < 0 else str(value)):
         return
@@ -277,6 +288,10 @@ def set_time_out(ctx: Context, controller: sysfs.Controller, name: str, value: i
         _attribute(ctx, controller, name, str(value))
     except OSError as error:
         LOG.warning("Cannot set %s of %s to %s: %s", name, controller.name, value, error)
+
+
+def _attribute_of(ctx: Context, controller: sysfs.Controller, name: str) -> str | None:
+    return sysfs.read(f"{ctx.host.root}/{sysfs.CONTROLLERS}/{controller.name}/{name}")
 
 
 def _attribute(ctx: Context, controller: sysfs.Controller, name: str, value: str) -> None:

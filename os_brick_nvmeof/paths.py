@@ -11,7 +11,8 @@ connection away in between.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+import os
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from oslo_log import log as logging
@@ -82,7 +83,7 @@ def connect_legs(ctx: Context, volume: Volume, legs: Sequence[Leg]) -> list[LegO
     """
     for nqn, some in _by_subsystem(legs):
         with ctx.locks.subsystem(nqn):
-            records.note(ctx, nqn, (leg.uuid for leg in some), records.ATTACHED, _listed(ctx, nqn))
+            records.note(ctx, nqn, (leg.uuid for leg in some), records.ATTACHED)
     timeouts = conf.time_outs(ctx.conf, volume.io_class)
     tries = [_Leg(ctx, volume, leg, timeouts) for leg in legs]
     try:
@@ -135,10 +136,11 @@ class _Leg:
         :raises UnreachableError: with the reason of each portal.
         """
         ctx, leg = self._ctx, self.leg
-        live = fabrics.live(ctx, leg.nqn)
+        ours = fabrics.ours(ctx, leg.nqn)
+        live = fabrics.live(ctx, leg.nqn, ours)
         for each in live:
             fabrics.set_time_outs(ctx, each, self._timeouts)
-        missing = any(fabrics.existing(ctx, leg.nqn, each) is None for each in leg.portals)
+        missing = any(fabrics.through(portal, ours) is None for portal in leg.portals)
         if live and not (ctx.multipath and missing):
             return False
         self._leave()
@@ -186,7 +188,7 @@ class _Leg:
             if usable(ctx, leg) != device:
                 return False
             # The detach of another volume may have dropped all records with the connection.
-            records.note(ctx, leg.nqn, [leg.uuid], records.ATTACHED, _listed(ctx, leg.nqn))
+            records.note(ctx, leg.nqn, [leg.uuid], records.ATTACHED)
             return True
 
     def _leave(self) -> tuple[sysfs.Controller, ...]:
@@ -222,22 +224,30 @@ class _Search:
         # A new connection is being scanned already.
         self._rescan = waiting.Deadline(ctx.clock, _RESCAN if fresh else 0)
         self._ask = waiting.Deadline(ctx.clock, _ASK)
+        # Controllers to look at again; all if empty.
+        self._names: list[str] = []
 
     def look(self) -> LegDevice | bool | None:
         """The device; True when the connection is lost; None when it has to be awaited."""
         ctx, leg = self._ctx, self._leg
-        device = usable(ctx, leg)
+        seen = sysfs.subsystem(ctx.host.root, leg.nqn, self._names)
+        device = usable(ctx, leg, seen)
         if device:
             return device
-        live = fabrics.live(ctx, leg.nqn)
+        live = fabrics.live(ctx, leg.nqn, seen.controllers)
         if not live:
-            return True
+            # Those that were looked at; if there are others, the next look takes them in.
+            lost, self._names = not self._names, []
+            return lost or None
+        self._names = [each.name for each in live]
         if self._rescan.passed:
             for each in live:
                 fabrics.rescan(ctx, each)
             self._rescan = waiting.Deadline(ctx.clock, _RESCAN)
         elif self._ask.passed:
             self._ask = waiting.Deadline(ctx.clock, _RESCAN)
+            # There may be more controllers by now.
+            self._names = []
             self._doubt(live[0])
         return None
 
@@ -254,19 +264,21 @@ class _Search:
             )
 
 
-def usable(ctx: Context, leg: Leg) -> LegDevice | None:
-    """The block device of a leg, found by UUID, that a live controller serves now."""
+def usable(ctx: Context, leg: Leg, seen: sysfs.Subsystem | None = None) -> LegDevice | None:
+    """The block device of a leg, found by UUID, that a live controller of ours serves now.
+
+    :param seen: its subsystem, if it has just been read.
+    """
     root = ctx.host.root
-    live = {each.name for each in fabrics.live(ctx, leg.nqn)}
-    for each in sysfs.namespaces(root, leg.nqn) if live else ():
+    seen = seen or sysfs.subsystem(root, leg.nqn)
+    live = {each.name for each in fabrics.live(ctx, leg.nqn, seen.controllers)}
+    for device, uuid in sorted(seen.uuids.items()):
+        if uuid != leg.uuid or live.isdisjoint(seen.paths[device]):
+            continue
+        found = sysfs.namespace(root, seen, device)
         # The kernel shows a device before its size is known, and before its node is there.
-        if (
-            each.uuid == leg.uuid
-            and each.size
-            and (root / "dev" / each.name).exists()
-            and not live.isdisjoint(sysfs.controllers_of(root, leg.nqn, each.name))
-        ):
-            return LegDevice(leg, f"/dev/{each.name}", each.name, each.size, each.block_size)
+        if found and found.size and os.path.exists(f"{root}/dev/{device}"):
+            return LegDevice(leg, f"/dev/{device}", device, found.size, found.block_size)
     return None
 
 
@@ -279,21 +291,22 @@ def undo(ctx: Context, outcomes: Sequence[LegOutcome]) -> None:
         made = [each for outcome in outcomes for each in outcome.made if each.nqn == nqn]
         uuids = {leg.uuid for leg in some}
         with ctx.locks.subsystem(nqn):
-            before = records.of(ctx, nqn)
-            records.note(ctx, nqn, uuids, records.RELEASED, _listed(ctx, nqn))
+            seen = sysfs.subsystem(ctx.host.root, nqn)
             names = {each.name for each in made}
             # Where nothing is connected but what we made, nobody else can use it unrecorded.
-            ours_alone = all(each.name in names for each in fabrics.ours(ctx, nqn))
+            ours_alone = names.issuperset(
+                each.name for each in fabrics.ours(ctx, nqn, seen.controllers)
+            )
+            known = records.of(ctx, nqn)
+            records.note(ctx, nqn, uuids, records.RELEASED, seen.uuids.values())
             others = [
-                each
-                for each in _others(ctx, nqn, uuids)
-                if before.get(each.uuid)
-                or not ours_alone
-                or sysfs.holders(ctx.host.root, each.name)
+                device
+                for device in _others(ctx, seen, uuids, known)
+                if seen.uuids[device] in known or not ours_alone or _held_by(ctx, device)
             ]
             if others or not made:
                 continue
-            devices = _devices(ctx, nqn, made)
+            devices = _only_through(seen, names)
             calls = removal.begin(ctx, made)
             if ours_alone:
                 records.forget(ctx, nqn)
@@ -335,34 +348,28 @@ def _release(ctx: Context, volume: Volume, nqn: str, legs: Sequence[Leg], force:
     uuids = {leg.uuid for leg in legs}
     deadline = _stop_deadline(ctx)
     with ctx.locks.subsystem(nqn):
-        for each in sysfs.namespaces(ctx.host.root, nqn):
-            holders = sysfs.holders(ctx.host.root, each.name)
-            if each.uuid in uuids and holders and not force:
-                raise _held(volume, legs, each, f"{', '.join(holders)} is made of {each.name}")
-        records.note(ctx, nqn, uuids, records.RELEASED, _listed(ctx, nqn))
-        others = _others(ctx, nqn, uuids)
+        seen = sysfs.subsystem(ctx.host.root, nqn)
+        for device in [each for each, uuid in seen.uuids.items() if uuid in uuids and not force]:
+            holders = _held_by(ctx, device)
+            if holders:
+                about = [leg for leg in legs if leg.uuid == seen.uuids[device]]
+                raise _held(volume, about, f"{', '.join(holders)} is made of {device}")
+        records.note(ctx, nqn, uuids, records.RELEASED, seen.uuids.values())
+        others = _others(ctx, seen, uuids, records.of(ctx, nqn))
         if others:
-            names = ", ".join(each.name for each in others)
-            LOG.debug("Subsystem %s stays connected for %s", nqn, names)
+            LOG.debug("Subsystem %s stays connected for %s", nqn, ", ".join(others))
             return
-        controllers = [
-            each
-            for each in sysfs.controllers(ctx.host.root, nqn)
-            if each.host_nqn in ("", ctx.host_nqn)
-        ]
-        devices = _devices(ctx, nqn, controllers)
+        controllers = [each for each in seen.controllers if each.host_nqn in ("", ctx.host_nqn)]
+        devices = _only_through(seen, {each.name for each in controllers})
         calls = removal.begin(ctx, controllers)
         records.forget(ctx, nqn)
     try:
         removal.prove(ctx, controllers, calls, devices, deadline)
     except errors.StillInUseError as error:
-        raise _held(volume, legs, None, error.text) from error
+        raise _held(volume, legs, error.text) from error
 
 
-def _held(
-    volume: Volume, legs: Sequence[Leg], namespace: sysfs.Namespace | None, text: str
-) -> errors.StillInUseError:
-    about = [leg for leg in legs if namespace is None or leg.uuid == namespace.uuid]
+def _held(volume: Volume, about: Sequence[Leg], text: str) -> errors.StillInUseError:
     return errors.StillInUseError(
         text,
         volume=volume.uuid,
@@ -439,30 +446,24 @@ def _by_subsystem(legs: Iterable[Leg]) -> Iterator[tuple[str, list[Leg]]]:
         yield nqn, [leg for leg in legs if leg.nqn == nqn]
 
 
-def _listed(ctx: Context, nqn: str) -> set[str]:
-    return {each.uuid for each in sysfs.namespaces(ctx.host.root, nqn)}
-
-
-def _devices(ctx: Context, nqn: str, controllers: Iterable[sysfs.Controller]) -> list[str]:
+def _only_through(seen: sysfs.Subsystem, controllers: Collection[str]) -> list[str]:
     """Block devices of a subsystem that are there through these controllers alone."""
-    root = ctx.host.root
-    names = {each.name for each in controllers}
+    return [device for device, names in seen.paths.items() if set(controllers).issuperset(names)]
+
+
+def _others(
+    ctx: Context, seen: sysfs.Subsystem, uuids: Collection[str], known: Mapping[str, str]
+) -> list[str]:
+    """Block devices of a subsystem that are not ours and may be in use on this host."""
     return [
-        each.name
-        for each in sysfs.namespaces(root, nqn)
-        if names.issuperset(sysfs.controllers_of(root, nqn, each.name))
+        device
+        for device, uuid in seen.uuids.items()
+        if uuid not in uuids and (known.get(uuid) != records.RELEASED or _held_by(ctx, device))
     ]
 
 
-def _others(ctx: Context, nqn: str, uuids: set[str]) -> list[sysfs.Namespace]:
-    """Namespaces of a subsystem that are not ours and may be in use on this host."""
-    known = records.of(ctx, nqn)
-    return [
-        each
-        for each in sysfs.namespaces(ctx.host.root, nqn)
-        if each.uuid not in uuids
-        and (known.get(each.uuid) != records.RELEASED or sysfs.holders(ctx.host.root, each.name))
-    ]
+def _held_by(ctx: Context, device: str) -> list[str]:
+    return sysfs.holders(ctx.host.root, device)
 
 
 def _stop_deadline(ctx: Context) -> waiting.Deadline:

@@ -49,16 +49,19 @@ def of(ctx: Context, nqn: str) -> dict[str, str]:
     return dict(kept.get("namespaces") or {})
 
 
-def note(ctx: Context, nqn: str, uuids: Iterable[str], what: str, listed: Iterable[str]) -> None:
+def note(
+    ctx: Context, nqn: str, uuids: Iterable[str], what: str, listed: Iterable[str] | None = None
+) -> None:
     """Write down what was done with namespaces.
 
-    :param listed: UUIDs that the subsystem offers now; others were released for good.
+    :param listed: UUIDs that the subsystem offers now, if known: records of others that were
+        released are dropped, since those were released for good.
     :raises OSError: when neither new records can be written nor old ones removed.
     """
     uuids = set(uuids)
     before = of(ctx, nqn)
-    keep = uuids.union(listed)
     # One that is being attached may not be listed yet.
+    keep = uuids.union(before if listed is None else listed)
     now = {uuid: did for uuid, did in before.items() if uuid in keep or did == ATTACHED}
     now.update(dict.fromkeys(uuids, what))
     if now != before:
@@ -94,4 +97,4 @@ def _path(ctx: Context, nqn: str) -> str:
 
 
 def _boot(ctx: Context) -> str:
-    return sysfs.read(ctx.host.root / _BOOT_ID) or ""
+    return sysfs.read(f"{ctx.host.root}/{_BOOT_ID}") or ""

@@ -17,11 +17,10 @@ import ipaddress
 import os
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection
 from typing import NamedTuple
 
 CONTROLLERS = "sys/class/nvme-fabrics/ctl"
-SUBSYSTEMS = "sys/class/nvme-subsystem"
 BLOCK = "sys/class/block"
 
 SECTOR = 512
@@ -35,7 +34,6 @@ COMING = (NEW, CONNECTING, RESETTING)
 
 _GONE = (errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.ENOTDIR)
 _CONTROLLER = re.compile(r"nvme\d+")
-_SUBSYSTEM = re.compile(r"nvme-subsys\d+")
 # nvme0n1, or a path of a head: nvme0c3n1.
 _NAMESPACE = re.compile(r"(nvme\d+)(?:c\d+)?(n\d+)")
 
@@ -77,20 +75,28 @@ class Namespace(NamedTuple):
     nqn: str
 
 
-def read(path: pathlib.Path) -> str | None:
+def read(path: str | os.PathLike[str]) -> str | None:
     """The text of an attribute, stripped; None when it or its device is not there.
 
     :raises OSError: when the kernel could not tell.
     """
+    # Not pathlib: this is what a waiting attach does all the time.
     try:
-        return path.read_text().strip()
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            parts = []
+            while part := os.read(handle, 65536):
+                parts.append(part)
+        finally:
+            os.close(handle)
     except OSError as error:
         if error.errno in _GONE:
             return None
         raise
+    return b"".join(parts).decode().strip()
 
 
-def names(path: pathlib.Path) -> list[str]:
+def names(path: str | os.PathLike[str]) -> list[str]:
     """What is in a directory, sorted; empty when it is not there."""
     try:
         return sorted(os.listdir(path))
@@ -108,12 +114,53 @@ def same_address(one: str, other: str) -> bool:
         return one == other
 
 
+class Subsystem(NamedTuple):
+    """A subsystem at one moment.
+
+    :ivar uuids: block device -> UUID of its namespace. Without native multipath each controller
+        has one for each namespace.
+    :ivar paths: block device -> names of the controllers that have a path to it.
+    """
+
+    nqn: str
+    controllers: list[Controller]
+    uuids: dict[str, str]
+    paths: dict[str, list[str]]
+
+
+def subsystem(root: pathlib.Path, nqn: str, only: Collection[str] = ()) -> Subsystem:
+    """What is connected of a subsystem, in one pass.
+
+    :param only: names of controllers to look at; all if empty.
+    :raises OSError: when the kernel could not tell.
+    """
+    found = Subsystem(nqn, [], {}, {})
+    base = f"{root}/{CONTROLLERS}"
+    for name in only or names(base):
+        each = controller(root, name, nqn)
+        if not each:
+            continue
+        found.controllers.append(each)
+        for entry in names(f"{base}/{name}"):
+            device = device_name(entry)
+            if not device:
+                continue
+            if device not in found.uuids:
+                uuid = read(f"{base}/{name}/{entry}/uuid")
+                # A path is shown before its head is: then there is no block device yet.
+                if uuid is None or not os.path.exists(f"{root}/{BLOCK}/{device}"):
+                    continue
+                found.uuids[device] = uuid.lower()
+            found.paths.setdefault(device, []).append(name)
+    return found
+
+
 def controllers(root: pathlib.Path, nqn: str = "") -> list[Controller]:
     """Controllers of fabrics on this host, of one subsystem if ``nqn`` is given.
 
     :raises OSError: when the kernel could not tell.
     """
-    found = (controller(root, name, nqn) for name in names(root / CONTROLLERS))
+    found = (controller(root, name, nqn) for name in names(f"{root}/{CONTROLLERS}"))
     return [each for each in found if each]
 
 
@@ -121,67 +168,62 @@ def controller(root: pathlib.Path, name: str, nqn: str = "") -> Controller | Non
     """One controller; None when it is not there, or not of the subsystem ``nqn`` if given."""
     if not _CONTROLLER.fullmatch(name):
         return None
-    path = root / CONTROLLERS / name
-    own = read(path / "subsysnqn")
+    path = f"{root}/{CONTROLLERS}/{name}"
+    own = read(f"{path}/subsysnqn")
     if own is None or nqn not in ("", own):
         return None
-    state = read(path / "state")
+    state = read(f"{path}/state")
     if state is None:
         return None
     # "traddr=10.0.0.1,trsvcid=4420,src_addr=10.0.0.9" (nvmf_get_address in fabrics.c).
     address = dict(
-        part.split("=", 1) for part in (read(path / "address") or "").split(",") if "=" in part
+        part.split("=", 1) for part in (read(f"{path}/address") or "").split(",") if "=" in part
     )
     return Controller(
         name=name,
         nqn=own,
-        transport=read(path / "transport") or "",
+        transport=read(f"{path}/transport") or "",
         address=address.get("traddr", ""),
         port=address.get("trsvcid", ""),
-        host_nqn=read(path / "hostnqn") or "",
+        host_nqn=read(f"{path}/hostnqn") or "",
         state=state,
     )
 
 
 def state(root: pathlib.Path, name: str) -> str:
     """State of a controller; "" when it is not there."""
-    return read(root / CONTROLLERS / name / "state") or ""
+    return read(f"{root}/{CONTROLLERS}/{name}/state") or ""
 
 
 def namespaces(root: pathlib.Path, nqn: str) -> list[Namespace]:
     """Block devices of a subsystem that are there, sorted by name.
 
-    Without native multipath two controllers of a subsystem have one for each namespace.
-
     :raises OSError: when the kernel could not tell.
     """
-    found: dict[str, Namespace] = {}
-    for directory in _homes(root, nqn):
-        for entry in names(directory):
-            name = device_name(entry)
-            if name and name not in found:
-                namespace = _namespace(root, directory / entry, name, nqn)
-                if namespace:
-                    found[name] = namespace
-    return [found[name] for name in sorted(found)]
+    seen = subsystem(root, nqn)
+    found = (namespace(root, seen, device) for device in sorted(seen.uuids))
+    return [each for each in found if each]
+
+
+def namespace(root: pathlib.Path, seen: Subsystem, device: str) -> Namespace | None:
+    """What the kernel knows of one block device; None when it is gone."""
+    path = f"{root}/{BLOCK}/{device}"
+    bytes_ = size(root, device)
+    nsid = read(f"{path}/nsid")
+    if bytes_ is None or nsid is None:
+        return None
+    block_size = read(f"{path}/queue/logical_block_size")
+    uuid = seen.uuids[device]
+    return Namespace(device, uuid, int(nsid), bytes_, int(block_size or SECTOR), seen.nqn)
 
 
 def find(root: pathlib.Path, nqn: str, uuid: str) -> Namespace | None:
     """The namespace of a UUID in a subsystem, on a live controller where there is a choice."""
-    found = [each for each in namespaces(root, nqn) if each.uuid == uuid.lower()]
-    for each in found[1:] and found:
-        if any(state(root, name) == LIVE for name in controllers_of(root, nqn, each.name)):
-            return each
-    return found[0] if found else None
-
-
-def controllers_of(root: pathlib.Path, nqn: str, device: str) -> list[str]:
-    """Names of the controllers of a subsystem that have a path to a block device."""
-    return [
-        each.name
-        for each in controllers(root, nqn)
-        if any(device_name(entry) == device for entry in names(root / CONTROLLERS / each.name))
-    ]
+    seen = subsystem(root, nqn)
+    live = {each.name for each in seen.controllers if each.state == LIVE}
+    found = [device for device in sorted(seen.uuids) if seen.uuids[device] == uuid.lower()]
+    found.sort(key=lambda device: live.isdisjoint(seen.paths[device]))
+    return namespace(root, seen, found[0]) if found else None
 
 
 def size(root: pathlib.Path, name: str) -> int | None:
@@ -189,37 +231,16 @@ def size(root: pathlib.Path, name: str) -> int | None:
 
     The kernel counts sectors of 512 bytes, whatever the logical blocks are (block/genhd.c).
     """
-    text = read(root / BLOCK / name / "size")
+    text = read(f"{root}/{BLOCK}/{name}/size")
     return int(text) * SECTOR if text else None
 
 
 def holders(root: pathlib.Path, name: str) -> list[str]:
     """Block devices that are made of this one: "md127", "dm-0"."""
-    return names(root / BLOCK / name / "holders")
+    return names(f"{root}/{BLOCK}/{name}/holders")
 
 
 def device_name(entry: str) -> str:
     """Name of the block device that an entry "nvme0n1" or "nvme0c1n1" stands for; "" for others."""
     match = _NAMESPACE.fullmatch(entry)
     return match.group(1) + match.group(2) if match else ""
-
-
-def _homes(root: pathlib.Path, nqn: str) -> Iterator[pathlib.Path]:
-    """Directories in which namespaces of a subsystem are found."""
-    for name in names(root / SUBSYSTEMS):
-        path = root / SUBSYSTEMS / name
-        if _SUBSYSTEM.fullmatch(name) and read(path / "subsysnqn") == nqn:
-            yield path
-    for each in controllers(root, nqn):
-        yield root / CONTROLLERS / each.name
-
-
-def _namespace(root: pathlib.Path, path: pathlib.Path, name: str, nqn: str) -> Namespace | None:
-    uuid = read(path / "uuid")
-    nsid = read(path / "nsid")
-    sectors = size(root, name)
-    # A path is shown before its head is: then there is no block device yet.
-    if uuid is None or nsid is None or sectors is None:
-        return None
-    block_size = read(root / BLOCK / name / "queue" / "logical_block_size")
-    return Namespace(name, uuid.lower(), int(nsid), sectors, int(block_size or SECTOR), nqn)

@@ -176,10 +176,10 @@ def test_undo_keeps_a_connection_that_stock_shares(kernel, legs):
 def test_an_unexpected_error_undoes_everything(kernel, legs, monkeypatch):
     real = paths.usable
 
-    def broken(ctx, asked):
+    def broken(ctx, asked, *seen):
         if asked is legs[1] and fabrics.live(ctx, asked.nqn):
             raise OSError(errno.EIO, "sysfs is broken")
-        return real(ctx, asked)
+        return real(ctx, asked, *seen)
 
     monkeypatch.setattr(paths, "usable", broken)
     with pytest.raises(OSError, match="sysfs is broken"):
@@ -244,8 +244,8 @@ def test_the_detach_of_another_volume_takes_the_connection_away(kernel, legs, mo
     """Between finding the device and the lock."""
     real, cuts = paths.usable, []
 
-    def found(ctx, asked):
-        device = real(ctx, asked)
+    def found(ctx, asked, *seen):
+        device = real(ctx, asked, *seen)
         if device and not cuts and not any("subsystem" in name for name in ctx.locks.taken):
             cuts.append(device)
             kernel.nvme.drop(next(iter(kernel.nvme.controllers.values())))

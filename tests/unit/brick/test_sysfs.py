@@ -56,13 +56,19 @@ def test_namespaces(kernel):
             sysfs.Namespace("nvme0n1", A, 1, 1 << 20, 512, NQN),
             sysfs.Namespace("nvme0n2", B, 7, 1 << 21, 4096, NQN),
         ]
-        assert sysfs.controllers_of(root, NQN, "nvme0n1") == ["nvme0", "nvme1"]
+        assert sysfs.subsystem(root, NQN).paths["nvme0n1"] == ["nvme0", "nvme1"]
     else:
         names = ["nvme0n1", "nvme0n2", "nvme1n1", "nvme1n2"]
         assert [each.name for each in found] == names
-        assert sysfs.controllers_of(root, NQN, "nvme1n2") == ["nvme1"]
+        assert sysfs.subsystem(root, NQN).paths["nvme1n2"] == ["nvme1"]
     assert sysfs.namespaces(root, "nqn.nobody") == []
     assert sysfs.size(root, found[1].name) == 1 << 21
+    seen = sysfs.subsystem(root, NQN, ["nvme1", "nvme7"])
+    assert [each.name for each in seen.controllers] == ["nvme1"]
+    assert sorted(seen.uuids.values()) == [A, B]
+    kernel.nvme.drop(kernel.nvme.controllers[1])
+    kernel.nvme.drop(kernel.nvme.controllers[0])
+    assert sysfs.namespace(root, seen, next(iter(seen.uuids))) is None
     assert sysfs.size(root, "nvme9n9") is None
 
 
@@ -109,10 +115,10 @@ def test_what_vanishes_while_it_is_read_is_left_out(kernel):
 
 @pytest.mark.parametrize("number", [errno.ENODEV, errno.ENXIO])
 def test_a_device_that_is_being_removed(kernel, monkeypatch, number):
-    def gone(path, *args, **kwargs):
+    def gone(handle, length):
         raise OSError(number, "gone")
 
-    monkeypatch.setattr(type(kernel.root), "read_text", gone)
+    monkeypatch.setattr(sysfs.os, "read", gone)
     assert sysfs.controllers(kernel.root) == []
 
 
@@ -124,7 +130,7 @@ def test_other_errors_are_not_taken_for_absence(kernel, monkeypatch):
     with pytest.raises(OSError, match="broken"):
         sysfs.controllers(kernel.root)
     monkeypatch.undo()
-    monkeypatch.setattr(type(kernel.root), "read_text", broken)
+    monkeypatch.setattr(sysfs.os, "read", broken)
     with pytest.raises(OSError, match="broken"):
         sysfs.state(kernel.root, "nvme0")
 
