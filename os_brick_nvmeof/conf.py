@@ -145,7 +145,9 @@ class TimeOuts:
 
 def register(conf: cfg.ConfigOpts) -> None:
     """Make the options known; may be called again."""
-    conf.register_opts(OPTS, group=GROUP)
+    # Every call of the connector comes by here, and oslo.config compares option by option.
+    if GROUP not in conf:
+        conf.register_opts(OPTS, group=GROUP)
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
