@@ -275,6 +275,13 @@ def test_a_leg_that_went_on_alone_needs_nobody():
     )
 
 
+def test_an_operator_may_take_a_leg_recorded_as_stale():
+    given = volume((("stale", 0), ("fresh", 0)), accept_stale=True)
+    decision = decide(given, sb(roles=(0, SPARE)), GONE)
+    assert members(decision) == [0]
+    assert "recorded as stale" in decision.warnings[0]
+
+
 @pytest.mark.parametrize("record", ["blank", "stale"])
 def test_a_replaced_leg_is_blank_and_gets_filled(record):
     given = volume((("fresh", 0), (record, 0)))

@@ -195,3 +195,13 @@ def test_a_read_that_takes_too_long(world):
     world.kernel.blocks[names[0]].read = lambda offset, length: world.kernel.sim.sleep(60)
     seen = arrays.read(world.ctx, f"/dev/{names[0]}", 1 << 30)
     assert "no answer for 10 s" in str(seen)
+
+
+def test_an_array_without_members_is_stopped_too(world):
+    """As one is left that udev began when its only leg went."""
+    world.md._new(world.volume().uuid, "any:volume-1", 2, 2 << 20)
+    array = arrays.look(world.kernel.root, "md127")
+    assert (array.names, array.running) == (frozenset(), False)
+    md.stop(world.ctx, world.volume(), array, waiting.Deadline(world.ctx.clock, 1))
+    world.settle()
+    assert world.md.arrays == {}

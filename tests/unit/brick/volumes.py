@@ -8,6 +8,7 @@ from tests.fakes.host_kernel import Kernel
 from tests.fakes.host_md import Md
 
 GIB = 1 << 30
+PATH = "/dev/md/volume-1"
 OVERHEAD = 8 << 20
 VOLUME = "6a1c2f40-0000-4000-8000-0000000000aa"
 LEGS = tuple(f"6a1c2f40-0000-4000-8000-00000000000{number}" for number in "1234")
@@ -16,8 +17,8 @@ LEGS = tuple(f"6a1c2f40-0000-4000-8000-00000000000{number}" for number in "1234"
 class World:
     """``legs`` nodes, each with one leg of one volume, and a host."""
 
-    def __init__(self, path, legs=2, udev=False, multipath=True):
-        self.kernel = Kernel(path, multipath=multipath)
+    def __init__(self, path, legs=2, udev=False, multipath=True, seed=0):
+        self.kernel = Kernel(path, multipath=multipath, seed=seed)
         self.md = Md(self.kernel, udev)
         self.ctx = self.kernel.context()
         self.targets = []
@@ -112,3 +113,19 @@ class World:
 
 
 NOTHING = ([], [], [], [])
+
+
+def runs(world):
+    """Commands, as words."""
+    return [call[1:] for call in world.kernel.calls if call[0] == "run"]
+
+
+def stale_first(world):
+    """Leg 0 fails, leg 1 is written, detached; leg 0 is back."""
+    world.used(b"old")
+    world.attach()
+    world.hide(0)
+    world.md.write("md127", b"new")
+    world.detach()
+    world.settle(5)
+    world.back(0)
