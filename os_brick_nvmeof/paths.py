@@ -63,6 +63,7 @@ class LegOutcome(NamedTuple):
     :ivar unreachable: nothing is known of the leg's data: its node could not be asked. False
         with no device: its node answered, and does not have it.
     :ivar made: controllers that this very attach made.
+    :ivar before: the leg was attached to this host already, as far as one can know.
     """
 
     leg: Leg
@@ -70,6 +71,7 @@ class LegOutcome(NamedTuple):
     error: errors.KumoBrickError | None
     unreachable: bool
     made: tuple[sysfs.Controller, ...] = ()
+    before: bool = False
 
 
 def connect_legs(ctx: Context, volume: Volume, legs: Sequence[Leg]) -> list[LegOutcome]:
@@ -81,28 +83,48 @@ def connect_legs(ctx: Context, volume: Volume, legs: Sequence[Leg]) -> list[LegO
     :returns: one for each leg, in order. Errors are in there.
     :raises OSError: sysfs or the lock directory cannot be used; then everything is undone.
     """
-    for nqn, some in _by_subsystem(legs):
-        with ctx.locks.subsystem(nqn):
-            records.note(ctx, nqn, (leg.uuid for leg in some), records.ATTACHED)
+    before = {leg.uuid for nqn, some in _by_subsystem(legs) for leg in _announce(ctx, nqn, some)}
     timeouts = conf.time_outs(ctx.conf, volume.io_class)
-    tries = [_Leg(ctx, volume, leg, timeouts) for leg in legs]
+    tries = [_Leg(ctx, volume, leg, timeouts, leg.uuid in before) for leg in legs]
     try:
         return waiting.together(ctx, [each.connect for each in tries], "kumo-leg")
     except BaseException:
-        undo(ctx, [LegOutcome(each.leg, None, None, True, tuple(each.made)) for each in tries])
+        try:
+            undo(ctx, [each.outcome(None, None, True) for each in tries])
+        except (errors.KumoBrickError, OSError) as error:
+            LOG.warning("What a failed attach of %s connected stays: %s", volume, error)
         raise
+
+
+def _announce(ctx: Context, nqn: str, legs: Sequence[Leg]) -> list[Leg]:
+    """Write down that legs are coming; those that were attached already are returned."""
+    with ctx.locks.subsystem(nqn):
+        known = records.of(ctx, nqn)
+        shown: Collection[str] = ()
+        if any(leg.uuid not in known for leg in legs):
+            # Somebody else may have attached one, and nobody wrote it down.
+            shown = sysfs.subsystem(ctx.host.root, nqn).uuids.values()
+        records.note(ctx, nqn, (leg.uuid for leg in legs), records.ATTACHED)
+    return [
+        leg
+        for leg in legs
+        if known.get(leg.uuid) == records.ATTACHED or (leg.uuid not in known and leg.uuid in shown)
+    ]
 
 
 class _Leg:
     """One leg on its way to a block device."""
 
-    def __init__(self, ctx: Context, volume: Volume, leg: Leg, timeouts: conf.TimeOuts) -> None:
+    def __init__(
+        self, ctx: Context, volume: Volume, leg: Leg, timeouts: conf.TimeOuts, before: bool
+    ) -> None:
         self._ctx = ctx
         self._volume = volume
         self._timeouts = timeouts
+        self._before = before
         self._options = ctx.conf[conf.GROUP]
         self.leg = leg
-        self.made: list[sysfs.Controller] = []
+        self._made: list[sysfs.Controller] = []
         self._race: portals.Race | None = None
 
     def connect(self) -> LegOutcome:
@@ -125,7 +147,7 @@ class _Leg:
             if device and self._confirmed(device):
                 if self._race:
                     self._race.all.wait(min(_GRACE, whole.left))
-                return LegOutcome(self.leg, device, None, False, self._leave())
+                return self.outcome(device, None, False)
             # A detach of another volume, or the network, took the connection away meanwhile.
             if whole.passed:
                 raise errors.UnreachableError("the connection was lost again and again")
@@ -191,11 +213,17 @@ class _Leg:
             records.note(ctx, leg.nqn, [leg.uuid], records.ATTACHED)
             return True
 
-    def _leave(self) -> tuple[sysfs.Controller, ...]:
+    def _leave(self) -> None:
         if self._race:
-            self.made += self._race.leave()
+            self._made += self._race.leave()
             self._race = None
-        return tuple(self.made)
+
+    def outcome(
+        self, device: LegDevice | None, error: errors.KumoBrickError | None, unreachable: bool
+    ) -> LegOutcome:
+        """How it ended."""
+        self._leave()
+        return LegOutcome(self.leg, device, error, unreachable, tuple(self._made), self._before)
 
     def _failed(
         self,
@@ -212,7 +240,7 @@ class _Leg:
             portal=", ".join(str(each) for each in self.leg.portals),
             way_out=way_out or "check the node and the network to it",
         )
-        return LegOutcome(self.leg, None, error, unreachable, self._leave())
+        return self.outcome(None, error, unreachable)
 
 
 class _Search:
@@ -226,6 +254,7 @@ class _Search:
         self._ask = waiting.Deadline(ctx.clock, _ASK)
         # Controllers to look at again; all if empty.
         self._names: list[str] = []
+        self._asked: waiting.Call[bool] | None = None
 
     def look(self) -> LegDevice | bool | None:
         """The device; True when the connection is lost; None when it has to be awaited."""
@@ -244,18 +273,25 @@ class _Search:
             for each in live:
                 fabrics.rescan(ctx, each)
             self._rescan = waiting.Deadline(ctx.clock, _RESCAN)
-        elif self._ask.passed:
-            self._ask = waiting.Deadline(ctx.clock, _RESCAN)
-            # There may be more controllers by now.
-            self._names = []
-            self._doubt(live[0])
+        elif self._ask.passed and not self._asked:
+            # In a thread: a node that has just fallen silent answers after a minute, or never.
+            offers = functools.partial(identify.offers, ctx, live[0].name, leg.uuid)
+            self._asked = waiting.Call(ctx, offers, f"kumo-identify-{live[0].name}")
+        elif self._asked:
+            self._doubt(self._asked, live[0].name)
         return None
 
-    def _doubt(self, controller: sysfs.Controller) -> None:
+    def _doubt(self, asked: waiting.Call[bool], name: str) -> None:
+        if not asked.ended:
+            return
+        # Ask again later; there may be more controllers by then.
+        self._asked = None
+        self._ask = waiting.Deadline(self._ctx.clock, _RESCAN)
+        self._names = []
         try:
-            offered = identify.offers(self._ctx, controller.name, self._leg.uuid)
+            offered = asked.result()
         except OSError as error:
-            LOG.info("%s does not tell its namespaces: %s", controller.name, error)
+            LOG.info("%s does not tell its namespaces: %s", name, error)
             return
         if not offered:
             raise errors.NamespaceMissingError(
@@ -285,6 +321,9 @@ def usable(ctx: Context, leg: Leg, seen: sysfs.Subsystem | None = None) -> LegDe
 def undo(ctx: Context, outcomes: Sequence[LegOutcome]) -> None:
     """Let go what a failed attach connected: controllers that it made and nobody else uses.
 
+    A leg that was attached before stays recorded so: a second attach may fail while a guest goes on
+    with the first.
+
     :raises StillInUseError: when one does not go.
     """
     for nqn, some in _by_subsystem([outcome.leg for outcome in outcomes]):
@@ -298,7 +337,8 @@ def undo(ctx: Context, outcomes: Sequence[LegOutcome]) -> None:
                 each.name for each in fabrics.ours(ctx, nqn, seen.controllers)
             )
             known = records.of(ctx, nqn)
-            records.note(ctx, nqn, uuids, records.RELEASED, seen.uuids.values())
+            new = {outcome.leg.uuid for outcome in outcomes if not outcome.before} & uuids
+            records.note(ctx, nqn, new, records.RELEASED, seen.uuids.values())
             others = [
                 device
                 for device in _others(ctx, seen, uuids, known)

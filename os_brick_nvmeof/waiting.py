@@ -135,6 +135,11 @@ class Call(Generic[T]):
             return True
 
     @property
+    def ended(self) -> bool:
+        """Whether it has returned or raised."""
+        return self._done.is_set()
+
+    @property
     def error(self) -> BaseException | None:
         """What it raised, if it has ended so."""
         return self._error

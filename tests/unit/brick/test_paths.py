@@ -146,6 +146,41 @@ def test_undo_keeps_what_was_there(kernel, legs):
     assert kernel.controllers() == [(nqn(0), address(0))]
 
 
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_second_attach_that_fails_lets_the_first_go_on(kernel, legs, recorded):
+    """A guest uses the leg: another volume's detach must not take the connection away."""
+    ctx = kernel.context()
+    other = volume(leg(0, UUID.format(5)), uuid=UUID.format(50))
+    kernel.targets[nqn(0)].publish(UUID.format(5))
+    paths.connect_legs(ctx, volume(legs[0]), legs[:1])
+    if not recorded:
+        records.forget(ctx, nqn(0))
+    paths.connect_legs(ctx, other, other.legs)
+    kernel.go(address(0), SILENT)
+    outcomes = paths.connect_legs(ctx, volume(legs[0]), legs[:1])
+    assert (outcomes[0].device, outcomes[0].before) == (None, True)
+    paths.undo(ctx, outcomes)
+    paths.release_legs(ctx, other, other.legs)
+    assert kernel.controllers() == [(nqn(0), address(0))]
+    paths.release_legs(ctx, volume(legs[0]), legs[:1])
+    assert kernel.controllers() == []
+
+
+def test_a_node_that_falls_silent_before_it_can_be_asked(kernel, legs):
+    ctx = kernel.context()
+    paths.connect_legs(ctx, volume(legs[0]), legs[:1])
+    kernel.targets[nqn(0)].quiet = True
+    kernel.targets[nqn(0)].publish(UUID.format(5))
+    kernel.go(address(0), SILENT, noticed=False)
+    asked = leg(0, UUID.format(5))
+    before = kernel.sim.now
+    (outcome,) = paths.connect_legs(ctx, volume(asked), [asked])
+    assert 10 <= kernel.sim.now - before < 10.5
+    assert (outcome.device, outcome.unreachable) == (None, True)
+    assert "has not appeared" in str(outcome.error)
+    kernel.sim.finish()
+
+
 def test_undo_keeps_what_another_attach_took(kernel, legs):
     ctx = kernel.context()
     kernel.targets[nqn(0)].publish(UUID.format(5))
@@ -173,7 +208,7 @@ def test_undo_keeps_a_connection_that_stock_shares(kernel, legs):
     assert (nqn(0), address(0)) in kernel.controllers()
 
 
-def test_an_unexpected_error_undoes_everything(kernel, legs, monkeypatch):
+def test_an_unexpected_error_undoes_everything(kernel, legs, monkeypatch, caplog):
     real = paths.usable
 
     def broken(ctx, asked, *seen):
@@ -186,6 +221,10 @@ def test_an_unexpected_error_undoes_everything(kernel, legs, monkeypatch):
         paths.connect_legs(kernel.context(), volume(*legs), legs)
     kernel.sim.finish()
     assert kernel.controllers() == []
+    kernel.refusing["delete_controller"] = errno.EPERM
+    with pytest.raises(OSError, match="sysfs is broken"):
+        paths.connect_legs(kernel.context(), volume(*legs), legs)
+    assert "What a failed attach" in caplog.text
 
 
 def test_release_while_one_node_is_silent(kernel, legs):
