@@ -37,6 +37,7 @@ PROBE_SECONDS = 30
 # A leg in one of these states must not become part of a host's array again by an attach.
 NOT_HANDED_OUT = (REPLICA_MISSING, REPLICA_TERMINATING)
 FRESH = "fresh"
+BLANK = "blank"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +55,9 @@ class Leg:
     events: int = 0
 
     @property
-    def handed_out(self) -> bool:
-        """Whether a host may connect to it."""
-        return self.state not in NOT_HANDED_OUT
-
-    @property
     def whole(self) -> bool:
         """Whether a host can use it that asks no questions."""
-        return self.handed_out and self.freshness in ("", FRESH)
+        return self.state not in NOT_HANDED_OUT and self.freshness in ("", FRESH)
 
     def __str__(self) -> str:
         known = f" ({self.freshness})" if self.freshness else ""
@@ -97,6 +93,19 @@ class Asker:
     probe: HostProbe
     complete: bool = False
     accept_stale: bool = False
+
+    @property
+    def careful(self) -> bool:
+        """Whether it tells legs that missed writes from others."""
+        return ABILITY_FRESHNESS in self.probe.abilities
+
+    def gets(self, leg: Leg) -> bool:
+        """Whether it may connect to a leg.
+
+        os-brick's own connector does not assemble an array when one leg has no superblock; such a
+        leg has nothing that another one lacks.
+        """
+        return leg.state not in NOT_HANDED_OUT and (self.careful or leg.freshness != BLANK)
 
 
 def check_connector(connector: Mapping[str, Any], keys: tuple[str, ...] = CONNECTOR_KEYS) -> None:
@@ -139,9 +148,8 @@ def abilities(connector: Mapping[str, Any]) -> list[str]:
 
 def asker(connector: Mapping[str, Any], version: str, *, accept_stale: bool) -> Asker:
     """The host of a connector, and how careful one has to be with it."""
-    probe = host_probe(connector, version)
-    careful = ABILITY_FRESHNESS in probe.abilities
-    return Asker(probe, not (careful or accept_stale), accept_stale)
+    known = Asker(host_probe(connector, version), accept_stale=accept_stale)
+    return dataclasses.replace(known, complete=not (known.careful or accept_stale))
 
 
 def publish(client: Any, asker: Asker, volume_id: str) -> Publication:
@@ -160,7 +168,11 @@ def publish(client: Any, asker: Asker, volume_id: str) -> Publication:
 
 
 def _check_complete(found: Publication, volume_id: str) -> None:
-    lacking = [leg for leg in found.legs if leg.state != REPLICA_TERMINATING and not leg.whole]
+    lacking = [
+        leg
+        for leg in found.legs
+        if leg.state != REPLICA_TERMINATING and leg.freshness != BLANK and not leg.whole
+    ]
     offered = {leg.uuid for leg in found.legs}
     absent = [
         f"{place.uuid} on {place.backend.persistent_id} is not offered"
@@ -250,7 +262,7 @@ def connection_info(publication: Publication, volume_id: str, asker: Asker) -> d
     :raises kumo_client.errors.NotAvailableError: when no leg may be handed out.
     """
     volume = publication.volume
-    legs = [leg for leg in publication.legs if leg.handed_out]
+    legs = [leg for leg in publication.legs if asker.gets(leg)]
     if not legs:
         states = ", ".join(str(leg) for leg in publication.legs)
         raise errors.NotAvailableError(

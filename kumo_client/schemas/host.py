@@ -63,8 +63,8 @@ class PublishRequest(WireModel):
     """POST /publish, our extension included.
 
     With ``host`` given, the host is registered in the same call and no host_probe is needed.
-    ``complete`` (capability ``publish-complete``): refuse unless every replica is in sync and its
-    node offers it. For hosts that cannot tell which leg of an array missed writes.
+    ``complete`` (capability ``publish-complete``): refuse unless every replica but those that are
+    blank is in sync and its node offers it. For hosts that cannot tell which leg missed writes.
     """
 
     host_id: HostId = Field(alias="hostId")

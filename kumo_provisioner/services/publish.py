@@ -168,11 +168,16 @@ def _need_fresh(
 def _need_all(
     core: Core, uuid: str, host: models.Host, outcomes: dict[str, Outcome[Any]], fresh: bool
 ) -> None:
-    """Refuse a host that has to get every replica in sync, before anything is recorded."""
+    """Refuse a host that has to get every replica in sync, before anything is recorded of legs."""
     with core.db.read() as session:
         volume = session.get_one(models.Volume, uuid)
-        there = [leg for leg in volume.replicas if leg.state != REPLICA_TERMINATING]
-        lacking = [leg for leg in there if not (leg.in_sync and _offered(leg, outcomes))]
+        lacking = [
+            leg
+            for leg in volume.replicas
+            # One that never was in sync has nothing that another one lacks.
+            if leg.state != REPLICA_TERMINATING and leg.freshness != models.BLANK
+            if not (leg.in_sync and _offered(leg, outcomes))
+        ]
         names = ", ".join(
             f"{leg.uuid} on {leg.backend.name or leg.backend_id} is {leg.state} ({leg.freshness})"
             for leg in lacking

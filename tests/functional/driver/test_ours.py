@@ -32,9 +32,17 @@ def test_sequence_and_one_call_give_the_same(cluster, replicas, monkeypatch):
     in_one_call = driver.initialize_connection(volume, ONE)
     monkeypatch.setattr(driver.client, "supports", lambda capability: False)
     in_steps = driver.initialize_connection(volume, ONE)
+    only_in_one_call = {"node", "freshness", "events"}
     for info in (in_one_call, in_steps):
-        info["data"]["volume_replicas"].sort(key=str)
-        info["data"]["kumo"]["replicas"].sort(key=str)
+        data = info["data"]
+        data["volume_replicas"].sort(key=str)
+        legs = [
+            {key: value for key, value in leg.items() if key not in only_in_one_call}
+            for leg in data["kumo"]["replicas"]
+        ]
+        data["kumo"]["replicas"] = sorted(legs, key=str)
+    assert in_one_call["data"]["kumo"]["array_state"] == ("new" if replicas > 1 else "")
+    in_one_call["data"]["kumo"]["array_state"] = ""
     assert in_steps == in_one_call
     driver.terminate_connection(volume, ONE)
     driver.delete_volume(volume)
@@ -54,6 +62,47 @@ def test_volume_from_snapshot_may_be_larger(cluster, replicas):
     driver.delete_snapshot(snapshot)
     driver.delete_volume(volume)
     driver.delete_volume(copy)
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_lost_node_keeps_a_volume_from_stock_hosts_alone(cluster):
+    driver = cluster.ours(replicas=2)
+    volume = builders.volume()
+    driver.create_volume(volume)
+    place = cluster.provisioner.client.volume(volume.id).location[0].backend.persistent_id
+    node = next(one for one in cluster.nodes.nodes if one.persistent_id == place)
+    knowing = ONE | {"kumo": {"version": 1, "abilities": ["freshness"]}}
+    node.down()
+    try:
+        with pytest.raises(exception.VolumeBackendAPIException, match="needs every replica"):
+            driver.initialize_connection(volume, ONE)
+        ours = driver.initialize_connection(volume, knowing)["data"]
+        assert {leg["freshness"] for leg in ours["kumo"]["replicas"]} == {"fresh"}
+        driver.terminate_connection(volume, knowing)
+    finally:
+        node.up()
+    cluster.provisioner.reconcile()
+    # Nothing was assumed of the leg that was away.
+    assert len(driver.initialize_connection(volume, ONE)["data"]["volume_replicas"]) == 2
+    driver.terminate_connection(volume, ONE)
+    driver.delete_volume(volume)
+
+
+@pytest.mark.usefixtures("empty")
+def test_a_clone_of_an_attached_volume_is_for_stock_hosts_too(cluster):
+    driver = cluster.ours(replicas=2)
+    volume, clone = builders.volume(hosts=[TWO]), builders.volume()
+    driver.create_volume(volume)
+    driver.initialize_connection(volume, TWO)
+    driver.create_cloned_volume(clone, volume)
+    legs = cluster.provisioner.client.volume(clone.id).location
+    fresh = [leg.uuid for leg in legs if leg.freshness == "fresh"]
+    data = driver.initialize_connection(clone, ONE)["data"]
+    assert [leg["vol_uuid"] for leg in data["volume_replicas"]] == fresh
+    driver.terminate_connection(clone, ONE)
+    driver.terminate_connection(volume, TWO)
+    driver.delete_volume(clone)
+    driver.delete_volume(volume)
 
 
 @pytest.mark.usefixtures("empty")

@@ -367,6 +367,16 @@ def test_a_stale_leg_is_refused_to_the_stock_connector(driver, make_volume, repl
     refused(driver, volume, leg, ONE)
 
 
+def test_a_leg_never_filled_is_not_for_the_stock_connector(driver, make_volume, replicated):
+    volume = created(driver, make_volume, type=replicated)
+    fresh, blank = driver.server.volumes[volume.id]["location"]
+    blank |= {"freshness": "blank", "replicaState": "Unknown"}
+    for host, legs in ((ONE, [fresh]), (OURS, [fresh, blank])):
+        data = driver.initialize_connection(volume, host)["data"]
+        assert [leg["vol_uuid"] for leg in data["volume_replicas"]] == [leg["uuid"] for leg in legs]
+        assert data["replica_count"] == len(data["kumo"]["replicas"]) == 2
+
+
 def test_a_leg_without_target_is_refused_to_the_stock_connector(
     make_driver, make_volume, replicated
 ):
