@@ -45,8 +45,9 @@ class NVMeOFAgent:
 
     @staticmethod
     def ensure_running(connector: Any) -> None:
-        """Nothing: a healing agent is a service of its own, never started by a connector."""
-        LOG.debug("No healing agent is installed; degraded arrays stay so until the next attach")
+        """Nothing: ``kumo-agent`` is a service of its own, never started by a connector, and the
+        kernel's events tell it of the new array."""
+        LOG.debug("kumo-agent, where it runs, keeps this volume redundant")
 
 
 def install() -> None:

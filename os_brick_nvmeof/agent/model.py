@@ -70,12 +70,16 @@ class Controller:
 
 @dataclasses.dataclass(frozen=True)
 class Namespace:
-    """A block device "nvme0n1" with the UUID of its namespace; ``size`` in bytes."""
+    """A block device "nvme0n1" with the UUID of its namespace.
+
+    :ivar size: bytes. :ivar written: bytes written to it since it is there.
+    """
 
     name: str
     uuid: str
     nqn: str
     size: int = 0
+    written: int = 0
 
 
 class Place(enum.Enum):

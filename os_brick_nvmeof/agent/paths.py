@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from os_brick_nvmeof.agent.actions import Action, Export, Reconnect, SetTimeOuts
 from os_brick_nvmeof.agent.judge import LegView, Path, View
 from os_brick_nvmeof.agent.model import TERMINATING, Controller, Place
 from os_brick_nvmeof.agent.round import Round
+from os_brick_nvmeof.conf import TimeOuts
 
 
 def of_volume(this: Round, view: View) -> Iterator[Action]:
@@ -32,10 +34,17 @@ def _time_outs(this: Round, view: View, leg: LegView) -> Iterator[Action]:
             )
 
 
-def _alike(one: Controller, wanted: object) -> bool:
-    # The keep-alive cannot be changed on a live connection (drivers/nvme/host/sysfs.c).
-    names = ("reconnect_delay", "fast_io_fail", "ctrl_loss")
-    return all(getattr(one.time_outs, name) == getattr(wanted, name) for name in names)
+def _alike(one: Controller, wanted: TimeOuts) -> bool:
+    """Whether those are as wanted that can be changed: the keep-alive cannot."""
+    now = one.time_outs
+    delay, loss = wanted.reconnect_delay, wanted.ctrl_loss
+    # The kernel keeps it as a number of tries.
+    loss = loss if loss < 0 else math.ceil(loss / delay) * delay
+    return now is not None and (now.reconnect_delay, now.fast_io_fail, now.ctrl_loss) == (
+        delay,
+        wanted.fast_io_fail,
+        loss,
+    )
 
 
 def _reconnect(this: Round, view: View, leg: LegView) -> Iterator[Action]:

@@ -65,6 +65,14 @@ def make(wanted: Wanted, seen: Seen, memory: Memory, now: float, limits: Limits)
     )
 
 
+def still(action: Action, this: Round) -> bool:
+    """Whether an action is what the situation asks for, looked at anew just before it is done."""
+    volume = this.wanted.volume(action.volume)
+    if volume is None:
+        return False
+    return action in _of_volume(this, judge.view(volume, this.seen, this.memory))
+
+
 def _allowed(action: Action, wanted: Wanted, network: str) -> bool:
     if wanted.stale and not action.away:
         return False

@@ -27,6 +27,7 @@ ALLOWED = {
     "kumo_node": SERVER | {"kumo_client", "prometheus_client"},
     "os_brick_nvmeof": {"os_brick"},
 }
+AGENT = {"kumo_client", "prometheus_client", "pyudev", "rich"}
 OSLO = {"cinder_kumo", "kumo_provisioner", "kumo_node", "os_brick_nvmeof"}
 ANYTHING = {"bench", "lab"}
 
@@ -45,7 +46,7 @@ def allowed(package, path, name):
     top = name.split(".")[0]
     if top == package or top in sys.stdlib_module_names or top in ALLOWED[package]:
         return True
-    if package == "os_brick_nvmeof" and top == "kumo_client":
+    if package == "os_brick_nvmeof" and top in AGENT:
         return "agent" in path.relative_to(ROOT).parts
     return package in OSLO and top.startswith("oslo_")
 

@@ -35,8 +35,9 @@ def console_scripts():
     return {line.split("=")[0].strip() for line in lines if line.strip()}
 
 
-def test_the_two_daemons_have_units():
-    assert [path.name for path in UNITS] == ["kumo-node.service", "kumo-provisioner.service"]
+def test_the_daemons_have_units():
+    names = [path.stem for path in UNITS]
+    assert names == ["kumo-agent", "kumo-node", "kumo-provisioner"]
 
 
 @pytest.mark.parametrize("path", UNITS, ids=lambda path: path.stem)

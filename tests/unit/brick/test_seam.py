@@ -178,4 +178,4 @@ def test_other_names_are_not_there():
 def test_stock_may_ask_for_an_agent(caplog):
     caplog.set_level(logging.DEBUG)
     seam.NVMeOFAgent.ensure_running(None)
-    assert "No healing agent is installed" in caplog.text
+    assert "kumo-agent, where it runs" in caplog.text

@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Actions that are done on this host, through the connector's own modules and under its locks.
+
+Whatever an action was planned on may have changed before the lock was had: an attach, a detach or
+md itself came first. So under the lock the host is looked at again, and what is not planned any
+more is not done.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+
+from oslo_log import log
+
+from os_brick_nvmeof import arrays, fabrics, md, paths, props, sysfs, waiting
+from os_brick_nvmeof import conf as connector_conf
+from os_brick_nvmeof.agent.actions import (
+    Action,
+    AddSpare,
+    ConfirmRemoval,
+    FailLeg,
+    OfArray,
+    OfMember,
+    ReAdd,
+    Reconnect,
+    RemoveLeg,
+    SetSlots,
+    SetSpeed,
+    SetTimeOuts,
+)
+from os_brick_nvmeof.agent.model import Leg, Volume
+from os_brick_nvmeof.context import Context
+from os_brick_nvmeof.host import CommandError
+
+LOG = log.getLogger(__name__)
+
+# Seconds for a faulty leg to let go of the I/O that is under way.
+REMOVE_SECONDS = 5.0
+# Seconds that mdadm may take to change the form of an array.
+GROW_SECONDS = 60.0
+
+
+class ActError(Exception):
+    """An action was not done, or not to its end."""
+
+
+class NotNowError(ActError):
+    """The situation is another one by now; nothing was done."""
+
+
+class Hands:
+    """:param still: says whether an action is still to be done, looking at the host."""
+
+    def __init__(self, ctx: Context, still: Callable[[Action], bool]) -> None:
+        self._ctx = ctx
+        self._still = still
+
+    def do(self, volume: Volume, action: Action) -> bool:
+        """Carry an action out; False when it is not one for this host.
+
+        Of what is said to the vendor, Export and ConfirmRemoval have a part
+        here as well: after the first, before the second.
+
+        :raises ActError: with the reason. :raises KumoBrickError: as the connector says it.
+        """
+        match action:
+            case Reconnect():
+                self._reconnect(volume, action)
+            case SetTimeOuts():
+                self._set_time_outs(action)
+            case FailLeg():
+                self._locked(action, lambda: self._flag(action, action.device, "faulty"))
+            case ReAdd() | AddSpare():
+                self._locked(action, lambda: self._put_in(volume, action))
+            case RemoveLeg():
+                self._locked(action, lambda: self._remove(action))
+            case SetSlots():
+                self._locked(action, lambda: self._set_slots(action, action.slots))
+            case SetSpeed():
+                self._set_speed(action)
+            case _:
+                return False
+        return True
+
+    # -- connections ------------------------------------------------------------------------------
+
+    def _reconnect(self, volume: Volume, action: Reconnect) -> None:
+        ctx = self._ctx
+        seconds = ctx.conf[connector_conf.GROUP].connect_timeout
+        # A dead portal is waited for without the lock: a detach would wait as long.
+        fabrics.probe(ctx, action.portal, waiting.Deadline(ctx.clock, seconds))
+        time_outs = connector_conf.time_outs(ctx.conf, action.io_class)
+        with ctx.locks.volume(volume.uuid):
+            self._check(action)
+            fabrics.connect(ctx, action.nqn, action.portal, time_outs)
+
+    def _set_time_outs(self, action: SetTimeOuts) -> None:
+        ctx = self._ctx
+        with ctx.locks.subsystem(action.nqn):
+            found = sysfs.controller(ctx.host.root, action.controller, action.nqn)
+            if found is None:
+                raise NotNowError(f"{action.controller} is gone")
+            fabrics.set_time_outs(ctx, found, connector_conf.time_outs(ctx.conf, action.io_class))
+        if self._still(action):
+            raise ActError(f"the kernel did not take the time-outs of {action.controller}")
+
+    def show(self, leg: Leg) -> None:
+        """After an export: have the kernel look for the namespace."""
+        for one in fabrics.live(self._ctx, leg.nqn) if leg.nqn else ():
+            fabrics.rescan(self._ctx, one)
+
+    def release(self, volume: Volume, action: ConfirmRemoval) -> None:
+        """Before a leg is given up: let go of its connection, unless others use it."""
+        if not action.gone.nqn:
+            return
+        with self._ctx.locks.volume(volume.uuid):
+            self._check(action)
+            legs = [leg_of(action.gone)]
+            paths.release_legs(self._ctx, volume_of(volume), legs)
+
+    # -- arrays -----------------------------------------------------------------------------------
+
+    def _check(self, action: Action) -> None:
+        if not self._still(action):
+            raise NotNowError("the situation has changed meanwhile")
+
+    def _locked(self, action: OfArray, work: Callable[[], None]) -> None:
+        with self._ctx.locks.volume(action.volume), self._ctx.locks.array(action.array):
+            self._check(action)
+            work()
+
+    def _look(self, action: OfArray) -> arrays.Array:
+        found = arrays.look(self._ctx.host.root, action.name)
+        if found is None:
+            raise NotNowError(f"{action.name} is gone")
+        return found
+
+    def _flag(self, action: OfArray, device: str, word: str) -> None:
+        """Write to ``md/dev-*/state``, as mdadm does (Documentation/admin-guide/md.rst)."""
+        path = f"/{sysfs.BLOCK}/{action.name}/md/dev-{device}/state"
+        try:
+            self._ctx.host.write(path, word)
+        except OSError as error:
+            raise ActError(f"{device} of {action.name} is not {word}: {error}") from error
+
+    def _put_in(self, volume: Volume, action: ReAdd | AddSpare) -> None:
+        before = self._look(action)
+        for one in before.members:
+            if arrays.FAULTY in one.flags and (
+                one.name == action.device or self._gone(action, one)
+            ):
+                self._take_out(action, one.name)
+        active = [one for one in before.members if arrays.FAULTY not in one.flags]
+        full = isinstance(action, AddSpare)
+        if not md.add(self._ctx, volume_of(volume), self._look(action), action.device, full):
+            raise ActError(f"mdadm did not take {action.device} into {action.name}")
+        if len(active) >= before.places:
+            self._set_slots(action, len(active) + 1)
+
+    def _gone(self, action: OfMember, member: arrays.Member) -> bool:
+        """Whether the device of a member is there no more."""
+        path = self._ctx.host.root / sysfs.BLOCK / action.name / "md" / f"dev-{member.name}"
+        return not (path / "block").exists()
+
+    def _take_out(self, action: OfMember, device: str) -> None:
+        """Take a faulty device out; md holds it while I/O is under way (EBUSY)."""
+        deadline = waiting.Deadline(self._ctx.clock, REMOVE_SECONDS)
+        path = f"/{sysfs.BLOCK}/{action.name}/md/dev-{device}/state"
+        problem: OSError | None = None
+
+        def attempt() -> bool:
+            nonlocal problem
+            try:
+                self._ctx.host.write(path, "remove")
+            except OSError as error:
+                problem = error
+                if error.errno == errno.ENOENT:
+                    return True
+                if error.errno != errno.EBUSY:
+                    raise ActError(f"{device} stays in {action.name}: {error}") from error
+                return False
+            return True
+
+        if not waiting.until(self._ctx, attempt, deadline):
+            raise ActError(f"{device} stays in {action.name}: {problem}")
+
+    def _remove(self, action: RemoveLeg) -> None:
+        now = {one.name: one.flags for one in self._look(action).members}
+        if arrays.FAULTY not in now.get(action.device, frozenset()):
+            self._flag(action, action.device, "faulty")
+        self._take_out(action, action.device)
+
+    def _set_slots(self, action: OfArray, slots: int) -> None:
+        try:
+            self._ctx.host.run(
+                "mdadm",
+                "--grow",
+                f"/dev/{action.name}",
+                f"--raid-devices={slots}",
+                timeout=GROW_SECONDS,
+            )
+        except CommandError as error:
+            raise ActError(f"{action.name} does not get {slots} places: {error}") from error
+
+    def _set_speed(self, action: SetSpeed) -> None:
+        self._look(action)
+        for name, value in (("min", action.minimum), ("max", action.maximum)):
+            if value:
+                path = f"/{sysfs.BLOCK}/{action.name}/md/sync_speed_{name}"
+                try:
+                    self._ctx.host.write(path, str(value))
+                except OSError as error:
+                    raise ActError(f"{path} does not take {value}: {error}") from error
+
+
+def volume_of(volume: Volume) -> props.Volume:
+    """A volume for the connector's modules."""
+    return props.Volume(
+        uuid=volume.uuid,
+        alias=volume.alias,
+        io_class=volume.io_class,
+        size=volume.size,
+        legs=tuple(leg_of(leg) for leg in volume.legs),
+        replicated=volume.replicated,
+        array_state=volume.array_state,
+        shared=volume.shared,
+        told=True,
+    )
+
+
+def leg_of(leg: Leg) -> props.Leg:
+    return props.Leg(
+        uuid=leg.uuid,
+        nqn=leg.nqn,
+        portals=leg.portals,
+        node=leg.node,
+        state=leg.state,
+        freshness=leg.freshness,
+        events=leg.events,
+    )

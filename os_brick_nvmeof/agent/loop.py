@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Observe, plan, act, again and again.
+
+Three threads beside the pool that acts: the rounds, the questions to the provisioner, and the
+waiting for its events. None waits for another, so a provisioner that is away or slow delays only
+what it has to decide, and a node that hangs delays only its own volumes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from oslo_log import log
+
+from os_brick_nvmeof import errors
+from os_brick_nvmeof.agent import hold, judge, plan, remember, status, voice
+from os_brick_nvmeof.agent.actions import (
+    Action,
+    AskReplacement,
+    ConfirmRemoval,
+    Export,
+    HoldWrites,
+    Reconnect,
+    RetireLeg,
+)
+from os_brick_nvmeof.agent.hands import ActError, Hands, NotNowError
+from os_brick_nvmeof.agent.history import History
+from os_brick_nvmeof.agent.metrics import Metrics
+from os_brick_nvmeof.agent.model import Limits, Memory, Place, Seen, Wanted
+from os_brick_nvmeof.agent.observe import Observer
+from os_brick_nvmeof.agent.round import Round
+from os_brick_nvmeof.agent.store import HISTORY, Store
+from os_brick_nvmeof.agent.vendor import FATAL, INFO, WARN, Vendor, VendorError
+from os_brick_nvmeof.context import Context
+
+LOG = log.getLogger(__name__)
+
+ABILITIES = ("freshness", "array-report", "hold-writes")
+# Seconds in which events of one moment become one look.
+SOAK = 0.02
+# What is looked at again before it is said, because it cannot be taken back.
+_DOUBTED = (AskReplacement, RetireLeg)
+# Told to the provisioner as events, with their level.
+_TOLD = {
+    "FailLeg": FATAL,
+    "ReAdd": WARN,
+    "AddSpare": WARN,
+    "AskReplacement": WARN,
+    "RemoveLeg": WARN,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Seconds; ``parallel``: volumes at the same time."""
+
+    look: float = 15.0
+    busy: float = 1.0
+    pull: float = 30.0
+    probe: int = 10
+    parallel: int = 16
+
+
+class Agent:
+    """:param ctx: the same that attach and detach use. :param clock: seconds since the epoch."""
+
+    def __init__(
+        self,
+        ctx: Context,
+        vendor: Vendor,
+        store: Store,
+        limits: Limits,
+        pace: Pace | None = None,
+        *,
+        metrics: Metrics | None = None,
+        publish: Callable[[Mapping[str, Any]], None] = lambda _shown: None,
+        guard: hold.Guard = hold.shell_guard,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.ctx, self.vendor, self.store = ctx, vendor, store
+        self.limits, self.pace = limits, pace or Pace()
+        self.metrics = metrics or Metrics()
+        self.observer = Observer(ctx)
+        self.hands = Hands(ctx, self._still)
+        self.stopping = threading.Event()
+        self.wake = threading.Event()
+        self.ask = threading.Event()
+        self.memory = store.memory()
+        self.wanted = store.wanted()
+        self.history = History(store.history())
+        self.last: dict[str, dict[str, Any]] = {}
+        self._publish, self._guard, self._clock = publish, guard, clock
+        self._lock = threading.RLock()
+        self._busy: set[str] = set()
+        self._probed = 0.0
+        self._away = ""
+        self._network = ""
+
+    # -- what is wanted ---------------------------------------------------------------------------
+
+    def pull(self) -> bool:
+        """Ask the provisioner; False when it is away."""
+        now = self._clock()
+        problem = ""
+        try:
+            if not 0 <= now - self._probed < self.pace.probe:
+                self.vendor.probe(seconds=self.pace.probe, abilities=ABILITIES)
+                self._probed = now
+            seen = self.observer.look(self.wanted)
+            wanted = self.vendor.pull(seen, now)
+        except VendorError as error:
+            problem = str(error)
+            wanted = dataclasses.replace(self.wanted, stale=True)
+        self._note_away(problem)
+        with self._lock:
+            news = (wanted.volumes, wanted.nodes) != (self.wanted.volumes, self.wanted.nodes)
+            self.wanted = wanted
+        self.metrics.pulls.labels("away" if problem else "ok").inc()
+        if news and not problem:
+            self._save(lambda: self.store.save_wanted(wanted), "the provisioner's answer")
+        self.wake.set()
+        return not problem
+
+    def _note_away(self, problem: str) -> None:
+        if problem and not self._away:
+            LOG.warning("The provisioner is away: %s", problem)
+        elif self._away and not problem:
+            LOG.info("The provisioner answers again")
+        self._away = problem
+
+    def _save(self, save: Callable[[], None], what: str) -> bool:
+        try:
+            save()
+        except OSError as error:
+            LOG.error("%s cannot be written down: %s", what, error)
+            return False
+        return True
+
+    # -- rounds -----------------------------------------------------------------------------------
+
+    def round(self) -> plan.Plan:
+        """Look, plan, show."""
+        with self._lock:
+            wanted, before = self.wanted, self.memory
+        now = self._clock()
+        seen = self.observer.look(wanted)
+        with self._lock:
+            memory = remember.look(self.memory, wanted, seen, now, self.limits)
+            self.memory = memory
+        made = plan.make(wanted, seen, memory, now, self.limits)
+        self._tell_network(made.network)
+        self._follow(wanted, seen, memory, now)
+        if (memory.lost, memory.asked) != (before.lost, before.asked):
+            self._save(lambda: self.store.save_memory(memory), "the memory")
+        with self._lock:
+            shown = status.make(wanted, seen, memory, made, now, self.last)
+        self.metrics.note(shown)
+        self._save(lambda: self._publish(shown), "the status")
+        return made
+
+    def _tell_network(self, network: str) -> None:
+        if network and not self._network:
+            LOG.error("Only connections are mended: %s", network)
+        elif self._network and not network:
+            LOG.info("It is not the network any more: healing goes on")
+        self._network = network
+
+    def _follow(self, wanted: Wanted, seen: Seen, memory: Memory, now: float) -> None:
+        views = [judge.view(volume, seen, memory) for volume in wanted.volumes]
+        with self._lock:
+            ended = self.history.follow(views, now)
+            shown = self.history.shown() if ended else []
+        for one in ended:
+            took = one.end - one.start
+            LOG.info(
+                "Leg %s of volume %s is %s after %.1f s (%s, %d bytes written to it)",
+                one.leg,
+                one.volume,
+                "in sync" if one.ok else "lost again",
+                took,
+                one.kind,
+                one.bytes,
+            )
+            if one.ok:
+                self.metrics.healed.labels(one.kind).inc()
+                self.metrics.copied.labels(one.kind).inc(one.bytes)
+            self._tell(
+                INFO if one.ok else FATAL,
+                "healed" if one.ok else "lost again",
+                one.volume,
+                {"leg": one.leg, "seconds": round(took, 3), "bytes": one.bytes, "kind": one.kind},
+            )
+        if ended:
+            self._save(lambda: self.store.save(HISTORY, shown), "the history")
+
+    def _tell(self, level: str, message: str, volume: str, details: Mapping[str, Any]) -> None:
+        try:
+            self.vendor.tell(level, f"{message}: volume {volume}", {"volume": volume, **details})
+        except VendorError as error:
+            LOG.debug("The provisioner is not told of this: %s", error)
+
+    def _still(self, action: Action) -> bool:
+        with self._lock:
+            wanted, memory = self.wanted, self.memory
+        volume = wanted.volume(action.volume)
+        only = dataclasses.replace(wanted, volumes=(volume,) if volume else ())
+        now = self._clock()
+        seen = self.observer.look(only)
+        memory = remember.look(memory, only, seen, now, self.limits)
+        return plan.still(action, Round(only, seen, memory, now, self.limits))
+
+    # -- acting -----------------------------------------------------------------------------------
+
+    def dispatch(
+        self, made: plan.Plan, pool: concurrent.futures.Executor
+    ) -> list[concurrent.futures.Future[None]]:
+        """Hand the actions to the pool: those of a volume one after the other, connections apart.
+
+        What is under way from an earlier round is not begun again.
+        """
+        queues: dict[str, list[Action]] = {}
+        for action in made.actions:
+            # A dead portal must not hold up what can be done for its volume.
+            name = action.key if isinstance(action, Reconnect) else action.volume
+            queues.setdefault(name, []).append(action)
+        futures = []
+        for name, actions in queues.items():
+            with self._lock:
+                if name in self._busy:
+                    continue
+                self._busy.add(name)
+            futures.append(pool.submit(self._work, name, actions))
+        return futures
+
+    def _work(self, name: str, actions: list[Action]) -> None:
+        try:
+            for action in actions:
+                if not self.stopping.is_set():
+                    self.perform(action)
+        finally:
+            with self._lock:
+                self._busy.discard(name)
+            self.wake.set()
+
+    def perform(self, action: Action) -> None:
+        """Carry one action out, and remember how it went."""
+        problem, definite, new = "", False, ""
+        try:
+            new = self._do(action)
+        except NotNowError as error:
+            LOG.debug("%s: %s", action.key, error)
+            return
+        except VendorError as error:
+            problem, definite = str(error), error.definite
+        except (ActError, errors.KumoBrickError, OSError) as error:
+            problem, definite = str(error), True
+        except Exception as error:
+            LOG.exception("A defect: %s", action.key)
+            problem = f"{type(error).__name__}: {error}"
+        self._note(action, problem, definite, new)
+
+    def _do(self, action: Action) -> str:
+        """:returns: the leg that came of it, or ""."""
+        with self._lock:
+            volume = self.wanted.volume(action.volume)
+        if volume is None or (isinstance(action, _DOUBTED) and not self._still(action)):
+            raise NotNowError("the situation has changed meanwhile")
+        self._intend(action)
+        LOG.info("%s: %s", action.key, action.reason, extra={"fields": {"kind": action.kind}})
+        if isinstance(action, HoldWrites):
+            self._hold(action)
+            return ""
+        if isinstance(action, ConfirmRemoval):
+            self.hands.release(volume, action)
+        said = voice.say(self.vendor, volume, action)
+        if said is None:
+            self._put_down(action)
+            if not self.hands.do(volume, action):
+                raise ActError(f"nobody can do {action.kind}")
+            return ""
+        leg = volume.leg(action.leg) if isinstance(action, Export) else None
+        if leg is not None:
+            self.hands.show(leg)
+        self.ask.set()
+        return said
+
+    def _intend(self, action: Action) -> None:
+        """Write down what could be done twice, before it is done."""
+        with self._lock:
+            before = self.memory
+            self.memory = remember.begun(before, action, self._clock())
+            memory, new = self.memory, self.memory is not before
+        if new and not self._save(lambda: self.store.save_memory(memory), "the intent"):
+            raise ActError("the intent cannot be written down")
+
+    def _put_down(self, action: Action) -> None:
+        """Begin an entry of the history, before md begins to copy."""
+        with self._lock:
+            volume = self.wanted.volume(action.volume)
+            lost = self.memory.lost.get(getattr(action, "leg", ""), 0.0)
+            if volume is not None:
+                seen = self.observer.look(dataclasses.replace(self.wanted, volumes=(volume,)))
+                view = judge.view(volume, seen, self.memory)
+                self.history.began(action, view, lost, self._clock())
+
+    def _hold(self, action: HoldWrites) -> None:
+        def good() -> bool:
+            with self._lock:
+                wanted, memory = self.wanted, self.memory
+            volume = wanted.volume(action.volume)
+            if volume is None:
+                return False
+            seen = self.observer.look(dataclasses.replace(wanted, volumes=(volume,)))
+            view = judge.view(volume, seen, memory)
+            legs = {one.uuid for one in view.legs if one.place is Place.IN_SYNC}
+            clean = view.array is not None and view.array.state == "clean"
+            return clean and action.legs <= legs
+
+        with self.ctx.locks.volume(action.volume):
+            hold.Hold(self.ctx, self.vendor, action, self.stopping, self._guard).run(good)
+
+    def _note(self, action: Action, problem: str, definite: bool, new: str) -> None:
+        now = self._clock()
+        with self._lock:
+            if problem:
+                self.memory = remember.failed(self.memory, action, now, problem, definite=definite)
+                if action.kind in ("ReAdd", "AddSpare"):
+                    self.history.forget(action)
+            else:
+                self.memory = remember.done(self.memory, action, now, new=new)
+            memory = self.memory
+            self.last[action.volume] = {
+                "kind": action.kind,
+                "about": action.about,
+                "reason": action.reason,
+                "time": now,
+                "error": problem,
+            }
+        self.metrics.actions.labels(action.kind, "failed" if problem else "done").inc()
+        if problem:
+            LOG.warning("%s failed: %s", action.key, problem)
+        if isinstance(action, AskReplacement):
+            self._save(lambda: self.store.save_memory(memory), "the memory")
+        if action.kind in _TOLD and not problem:
+            details = {"leg": action.about, "reason": action.reason}
+            self._tell(_TOLD[action.kind], action.kind, action.volume, details)
+
+    # -- threads ----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """End holds that were left behind, ask the provisioner, and begin to listen."""
+        seen = self.observer.look(self.wanted)
+        mine = [judge.find_array(volume, seen) for volume in self.wanted.volumes]
+        hold.release_all(self.ctx, [array.name for array in mine if array is not None])
+        for work, name in ((self._pull_loop, "pull"), (self._event_loop, "events")):
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def run(self, alive: Callable[[], None] = lambda: None) -> None:
+        """Rounds until :meth:`stop`. ``alive`` is called in each."""
+        with concurrent.futures.ThreadPoolExecutor(2 * self.pace.parallel, "act") as pool:
+            while not self.stopping.is_set():
+                self.wake.clear()
+                made = self.round()
+                alive()
+                self.dispatch(made, pool)
+                self.wake.wait(self._pause(made))
+                self.stopping.wait(SOAK)
+
+    def _pause(self, made: plan.Plan) -> float:
+        quiet = not (made.actions or made.waiting or made.notes)
+        return self.pace.look if quiet else self.pace.busy
+
+    def once(self) -> plan.Plan:
+        """One question, one round and all that it asks for."""
+        self.pull()
+        made = self.round()
+        with concurrent.futures.ThreadPoolExecutor(self.pace.parallel, "act") as pool:
+            concurrent.futures.wait(self.dispatch(made, pool))
+        return made
+
+    def stop(self) -> None:
+        """Begin nothing more; holds end at once."""
+        self.stopping.set()
+        self.wake.set()
+        self.ask.set()
+
+    def _pull_loop(self) -> None:
+        while not self.stopping.is_set():
+            self.ask.clear()
+            good = self._safely(self.pull)
+            pause = self.pace.pull if good and not self._reporting() else self.pace.busy
+            self.ask.wait(max(self.pace.busy / 4, min(pause, self.pace.probe)))
+
+    def _reporting(self) -> bool:
+        """Whether something is under way of which the provisioner's view tells the end."""
+        with self._lock:
+            return any(task.open for task in self.wanted.tasks)
+
+    def _event_loop(self) -> None:
+        since: int | None = None
+        while not self.stopping.is_set():
+            try:
+                news = self.vendor.wait(since, 50)
+                since = news.since
+                if news.look:
+                    self.ask.set()
+            except VendorError as error:
+                # A KumoScale tells of no events; then there is the timer.
+                since = None
+                self.stopping.wait(300 if error.code == "NotAvailable" else self.pace.busy * 5)
+
+    def _safely(self, work: Callable[[], bool]) -> bool:
+        try:
+            return work()
+        except Exception:
+            # A thread that ends would not be missed by anybody.
+            LOG.exception("A defect while the provisioner was asked")
+            return False

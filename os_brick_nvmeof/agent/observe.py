@@ -1,0 +1,259 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looking at the host: sysfs, and superblocks where sysfs does not tell.
+
+Everything is read anew at each look, but for what a superblock told of an array whose members are
+the same. What cannot be read is None.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from typing import TypeVar
+
+from oslo_log import log
+
+from os_brick_nvmeof import arrays, superblock, sysfs
+from os_brick_nvmeof.agent.model import (
+    ARRAY,
+    LIVE,
+    NOTHING,
+    OTHER,
+    Array,
+    Controller,
+    Member,
+    Namespace,
+    Place,
+    Seen,
+    Superblock,
+    Wanted,
+)
+from os_brick_nvmeof.conf import TimeOuts
+from os_brick_nvmeof.context import Context
+
+LOG = log.getLogger(__name__)
+T = TypeVar("T")
+MULTIPATH = "sys/module/nvme_core/parameters/multipath"
+# Seconds for which what a superblock says of its array is good while no member changes.
+KEPT = 60.0
+_NEVER = "off"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Told:
+    """What a superblock told of an array."""
+
+    time: float
+    members: frozenset[tuple[str, str, Place]]
+    state: str
+    uuid: str
+    alias: str
+    events: int
+
+
+class Observer:
+    """Looks at the host of a context. Used by several threads."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+        self._root = ctx.host.root
+        self._told: dict[str, _Told] = {}
+
+    def states(self) -> dict[str, str]:
+        """States of all controllers: a glance that costs little."""
+        found = _attempt(lambda: sysfs.controllers(self._root), "controllers")
+        return {one.name: one.state for one in found or ()}
+
+    def look(self, wanted: Wanted) -> Seen:
+        """The host now, as far as it matters to what is wanted."""
+        nqns = {leg.nqn for volume in wanted.volumes for leg in volume.legs if leg.nqn}
+        controllers = _attempt(lambda: self._controllers(nqns), "controllers")
+        namespaces = _attempt(lambda: self._namespaces(nqns), "namespaces")
+        live = {one.nqn for one in controllers or () if one.state == LIVE}
+        reached = {one.name for one in namespaces or () if one.nqn in live}
+        found = _attempt(lambda: self._arrays(reached), "arrays")
+        blocks: dict[str, Superblock] = {}
+        if found is not None and namespaces is not None:
+            blocks = self._superblocks(wanted, namespaces, found, reached)
+        return Seen(
+            controllers=controllers,
+            namespaces=namespaces,
+            arrays=found,
+            superblocks=blocks,
+            host_nqn=self._ctx.host_nqn,
+            multipath=(_attempt(self._multipath, "multipath") or "N") == "Y",
+        )
+
+    def _multipath(self) -> str:
+        return sysfs.read(self._root / MULTIPATH) or "N"
+
+    # -- NVMe -------------------------------------------------------------------------------------
+
+    def _controllers(self, nqns: set[str]) -> tuple[Controller, ...]:
+        return tuple(
+            Controller(
+                name=one.name,
+                nqn=one.nqn,
+                transport=one.transport,
+                address=one.address,
+                port=one.port,
+                state=one.state,
+                host_nqn=one.host_nqn,
+                time_outs=self._time_outs(one.name) if one.nqn in nqns else None,
+            )
+            for one in sysfs.controllers(self._root)
+        )
+
+    def _time_outs(self, name: str) -> TimeOuts | None:
+        """None on kernels that do not show all of them (before 5.11)."""
+        path = self._root / sysfs.CONTROLLERS / name
+        names = ("reconnect_delay", "fast_io_fail_tmo", "ctrl_loss_tmo")
+        texts = [sysfs.read(path / attribute) for attribute in names]
+        try:
+            delay, fail, loss = (-1 if text == _NEVER else int(text or "") for text in texts)
+        except ValueError:
+            return None
+        # The keep-alive cannot be changed and is not compared.
+        return TimeOuts(keep_alive=0, reconnect_delay=delay, fast_io_fail=fail, ctrl_loss=loss)
+
+    def _namespaces(self, nqns: Iterable[str]) -> tuple[Namespace, ...]:
+        return tuple(
+            Namespace(one.name, one.uuid, one.nqn, one.size, self._written(one.name))
+            for nqn in sorted(nqns)
+            for one in sysfs.namespaces(self._root, nqn)
+        )
+
+    def _written(self, name: str) -> int:
+        """Bytes written to a device since it is there (Documentation/block/stat.rst, field 7)."""
+        fields = (sysfs.read(self._root / sysfs.BLOCK / name / "stat") or "").split()
+        return int(fields[6]) * sysfs.SECTOR if len(fields) > 6 else 0
+
+    # -- md ---------------------------------------------------------------------------------------
+
+    def _arrays(self, reached: set[str]) -> tuple[Array, ...]:
+        found = []
+        names = arrays.names(self._root)
+        for name in names:
+            one = arrays.look(self._root, name)
+            if one is not None and self._md(name, "level") == "raid1":
+                found.append(self._array(one, reached))
+        self._told = {name: told for name, told in self._told.items() if name in names}
+        return tuple(found)
+
+    def _md(self, name: str, attribute: str) -> str:
+        return sysfs.read(self._root / sysfs.BLOCK / name / "md" / attribute) or ""
+
+    def _array(self, one: arrays.Array, reached: set[str]) -> Array:
+        members = tuple(
+            Member(each.name, self._uuid(one.name, each.name), _place(each)) for each in one.members
+        )
+        told = self._tell(one, members, reached)
+        done, _, total = self._md(one.name, "sync_completed").partition("/")
+        running = total.strip().isdigit() and done.strip().isdigit()
+        return Array(
+            name=one.name,
+            uuid=one.uuid or (told.uuid if told else ""),
+            alias=told.alias if told else "",
+            state=one.state,
+            slots=one.places,
+            members=members,
+            action=self._md(one.name, "sync_action"),
+            done=int(done) if running else 0,
+            total=int(total) if running else 0,
+            speed=_number(self._md(one.name, "sync_speed")) or 0,
+            speed_min=_number(self._md(one.name, "sync_speed_min")),
+            speed_max=_number(self._md(one.name, "sync_speed_max")),
+            events=told.events if told else 0,
+        )
+
+    def _uuid(self, array: str, device: str) -> str:
+        """UUID of the namespace of a member. The name alone may be another device's by now, so the
+        link that md has is followed; it leads nowhere when the device is gone."""
+        path = self._root / sysfs.BLOCK / array / "md" / f"dev-{device}" / "block"
+        return (sysfs.read(path / "uuid") or "").lower()
+
+    def _tell(
+        self, one: arrays.Array, members: tuple[Member, ...], reached: set[str]
+    ) -> _Told | None:
+        """Name, UUID and event counter from the superblock of a member that can be read."""
+        key = frozenset((each.device, each.uuid, each.place) for each in members)
+        known, now = self._told.get(one.name), self._ctx.clock()
+        if known and (known.members, known.state) == (key, one.state) and now - known.time < KEPT:
+            return known
+        good = [each for each in members if each.place is Place.IN_SYNC and each.device in reached]
+        for each in good:
+            content = self._read(each.device)
+            if isinstance(content, superblock.Superblock):
+                alias = content.name.rpartition(":")[2]
+                told = _Told(now, key, one.state, content.array_uuid, alias, content.events)
+                self._told[one.name] = told
+                return told
+        # What it is called does not change; what was counted does.
+        same = known is not None and bool({name for name, *_ in known.members} & one.names)
+        return dataclasses.replace(known, events=0) if known is not None and same else None
+
+    # -- superblocks ------------------------------------------------------------------------------
+
+    def _superblocks(
+        self,
+        wanted: Wanted,
+        namespaces: Iterable[Namespace],
+        found: Iterable[Array],
+        reached: set[str],
+    ) -> dict[str, Superblock]:
+        """Of legs that are in no array: they may be put in."""
+        legs = {leg.uuid for volume in wanted.volumes if volume.replicated for leg in volume.legs}
+        inside = {
+            member.uuid
+            for array in found
+            for member in array.members or ()
+            if member.place is not Place.FAULTY
+        }
+        blocks = {}
+        for one in namespaces:
+            if one.uuid in legs - inside and one.name in reached and self._free(one.name):
+                told = _superblock(self._read(one.name))
+                if told is not None:
+                    blocks[one.uuid] = told
+        return blocks
+
+    def _free(self, device: str) -> bool:
+        """Whether nothing but an array is made of a device."""
+        return all(name.startswith("md") for name in sysfs.holders(self._root, device))
+
+    def _read(self, device: str) -> superblock.Content:
+        size = sysfs.size(self._root, device) or 0
+        return arrays.read(self._ctx, f"/dev/{device}", size)
+
+
+def _superblock(content: superblock.Content) -> Superblock | None:
+    if isinstance(content, superblock.Superblock):
+        return Superblock(ARRAY, content.array_uuid, content.events)
+    if isinstance(content, superblock.Blank):
+        return Superblock(NOTHING)
+    if isinstance(content, superblock.Foreign):
+        return Superblock(OTHER)
+    return None
+
+
+def _place(member: arrays.Member) -> Place:
+    """By the words of ``md/dev-*/state`` (Documentation/admin-guide/md.rst)."""
+    if "faulty" in member.flags:
+        return Place.FAULTY
+    if "in_sync" in member.flags:
+        return Place.IN_SYNC
+    return Place.SYNCING if "spare" in member.flags else Place.UNKNOWN
+
+
+def _number(text: str) -> int | None:
+    """ "1000 (system)" or "none"."""
+    first = text.split()[0] if text else ""
+    return int(first) if first.isdigit() else None
+
+
+def _attempt(look: Callable[[], T], what: str) -> T | None:
+    try:
+        return look()
+    except (OSError, ValueError) as error:
+        LOG.warning("The %s of this host could not be told: %s", what, error)
+        return None

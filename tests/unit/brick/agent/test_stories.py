@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole agent on a faked host: kernel, md, mdadm, nodes and a provisioner."""
+
+import dataclasses
+import errno
+import json
+
+import pytest
+
+from os_brick_nvmeof.agent import loop, model, status
+from os_brick_nvmeof.agent.store import Store
+from tests.fakes.agent_host import Host
+from tests.fakes.agent_world import LIMITS
+from tests.unit.brick.volumes import LEGS, VOLUME
+
+A, B, C, D = LEGS
+
+
+class Run:
+    """The agent, one round after the other, in this thread."""
+
+    def __init__(self, host, path, **limits):
+        self.host, self.path = host, path
+        self.limits = dataclasses.replace(LIMITS, **limits)
+        self.guarded = []
+        self.start()
+
+    def start(self):
+        """A new process."""
+        self.agent = loop.Agent(
+            self.host.ctx,
+            self.host.storage,
+            Store(self.path / "state"),
+            self.limits,
+            guard=self.guard,
+            publish=lambda shown: self.shown.update(shown),
+            clock=lambda: 1_000_000.0 + self.host.kernel.sim.now,
+        )
+        self.shown = {}
+
+    def guard(self, path, seconds):
+        self.guarded.append((path, seconds))
+        return lambda: self.guarded.append("off")
+
+    def round(self, seconds=1.0):
+        self.agent.pull()
+        made = self.agent.round()
+        done = []
+        for action in made.actions:
+            done.append(action.kind)
+            self.agent.perform(action)
+        self.host.settle(seconds)
+        return done
+
+    def rounds(self, number, seconds=1.0):
+        return [kind for _ in range(number) for kind in self.round(seconds)]
+
+    def volume(self):
+        return self.shown["volumes"][0]
+
+
+@pytest.fixture
+def host(tmp_path):
+    found = Host(tmp_path)
+    found.attach()
+    found.md.write("md127", b"first")
+    return found
+
+
+@pytest.fixture
+def run(host, tmp_path):
+    return Run(host, tmp_path)
+
+
+def records(host):
+    return {one.uuid: (one.state, one.freshness) for one in host.storage.records}
+
+
+GOOD = ("Available", "fresh")
+
+
+def test_a_good_volume_is_left_alone(host, run):
+    run.rounds(3)
+    assert run.rounds(3) == []
+    assert (run.volume()["state"], run.volume()["array"]) == (status.GOOD, "md127")
+    assert host.in_sync() == {A, B}
+
+
+def test_a_leg_that_was_lost_comes_back_by_itself(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    assert run.round()[0] == "ReportArray"
+    assert records(host)[B] == ("Missing", "stale")
+    assert run.volume()["state"] == status.DEGRADED
+    host.back(1)
+    host.settle(3)
+    done = run.rounds(4)
+    assert done.count("ReAdd") == 1
+    assert host.in_sync() == {A, B}
+    assert host.md.read("md127") == {b"second"}
+    assert records(host) == {A: GOOD, B: GOOD}
+    (healed,) = run.agent.history.entries
+    assert (healed.leg, healed.kind, healed.ok) == (B, "partial", True)
+    assert healed.end > healed.start > healed.lost
+    assert ("INFO", f"healed: volume {VOLUME}") in host.storage.told
+    assert run.volume()["last"]["kind"] in ("ReAdd", "ReportArray")
+
+
+def test_a_leg_that_stays_away_is_replaced_and_its_namespace_given_up(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    done = run.rounds(40, 5)
+    assert done.count("AskReplacement") == 1
+    assert host.in_sync() == {A, C}
+    assert records(host) == {A: GOOD, C: GOOD}
+    assert host.md.arrays["md127"].places == 2
+    assert host.md.read("md127") == {b"second"}
+    assert ("nqn.1", "10.0.0.2") not in host.kernel.controllers()
+
+
+def test_a_leg_moves_and_there_are_always_two(host, run):
+    run.rounds(2)
+    tags = {"volId": VOLUME, "replicaId": B}
+    host.storage.tasks["t"] = model.Task("t", model.MIGRATION, model.IDLE, "", 0.0, tags)
+    for _ in range(20):
+        run.round()
+        assert len(host.in_sync()) >= 2
+    assert host.storage.tasks["t"].state == model.FINISHED
+    assert host.in_sync() == {A, C}
+    assert host.md.arrays["md127"].places == 2
+
+
+def test_an_idle_array_goes_on_without_a_leg_that_is_dead(host, run):
+    host.md.idle("md127")
+    run.rounds(2)
+    host.hide(1)
+    assert "FailLeg" in run.rounds(6)
+    assert host.in_sync() == {A}
+
+
+def test_a_foreign_leg_is_refused(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    host.at_node(1).blocks[4096] = b"\1" * 4096
+    host.back(1)
+    host.settle(3)
+    assert "ReAdd" not in run.rounds(4)
+    assert "refused: it holds other data" in [note["text"] for note in run.volume()["notes"]]
+
+
+def test_without_the_provisioner_it_heals_what_needs_no_decision(host, run):
+    run.rounds(2)
+    host.storage.away = True
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.rounds(3)
+    host.back(1)
+    host.settle(3)
+    run.start()
+    assert run.agent.wanted.stale
+    assert "ReAdd" in run.rounds(3)
+    assert host.in_sync() == {A, B}
+    assert run.shown["provisioner"]["away"]
+    host.storage.away = False
+    run.rounds(3)
+    assert records(host) == {A: GOOD, B: GOOD}
+
+
+def test_what_was_asked_for_survives_a_kill(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    lost = host.storage.request_replacement
+    asked = []
+
+    def dies(volume, leg):
+        asked.append(leg)
+        lost(volume, leg)
+        raise KeyboardInterrupt
+
+    host.storage.request_replacement = dies
+    with pytest.raises(KeyboardInterrupt):
+        run.rounds(40, 5)
+    host.storage.request_replacement = lost
+    run.start()
+    assert run.agent.memory.asked[B].new == ""
+    run.rounds(30, 5)
+    assert asked == [B]
+    assert host.in_sync() == {A, C}
+
+
+def test_nothing_is_asked_for_when_the_intent_cannot_be_written(host, run, monkeypatch):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.rounds(5, 5)
+
+    def full(_memory):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(run.agent.store, "save_memory", full)
+    run.rounds(20, 5)
+    assert not [call for call in host.storage.calls if call[0] == "replace"]
+
+
+def test_a_controller_of_stock_gets_our_time_outs(host, run):
+    name = next(iter(host.kernel.nvme.controllers.values())).name
+    path = host.kernel.root / "sys/class/nvme" / name / "ctrl_loss_tmo"
+    path.write_text("600\n")
+    assert "SetTimeOuts" in run.round()
+    assert path.read_text() == "off\n"
+
+
+def test_time_outs_that_the_kernel_refuses_are_tried_again_later(host, run):
+    name = next(iter(host.kernel.nvme.controllers.values())).name
+    (host.kernel.root / "sys/class/nvme" / name / "ctrl_loss_tmo").write_text("600\n")
+    host.kernel.refusing["ctrl_loss_tmo"] = errno.EIO
+    assert "SetTimeOuts" in run.round(0.1)
+    assert "SetTimeOuts" not in run.round(0.1)
+    (failing,) = run.shown["waiting"]
+    assert "did not take the time-outs" in failing["error"]
+
+
+def test_a_portal_is_connected_again(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.round()
+    for one in list(host.kernel.nvme.controllers.values()):
+        if one.options["traddr"] == host.address(1):
+            host.kernel.nvme.set_state(one, "deleting")
+            host.kernel.nvme.leave(one)
+            host.kernel.nvme.drop(one)
+    assert "Reconnect" in run.round()
+    host.back(1)
+    run.rounds(12)
+    assert host.in_sync() == {A, B}
+
+
+def test_md_holds_a_faulty_leg_for_a_while(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.round()
+    host.back(1)
+    host.settle(3)
+    device = next(name for name, one in host.md.arrays["md127"].members.items() if one.faulty)
+    host.md.busy[device] = 3
+    assert "ReAdd" in run.rounds(2)
+    run.round()
+    assert host.in_sync() == {A, B}
+
+
+def test_mdadm_that_fails_is_tried_again(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.round()
+    host.back(1)
+    host.settle(3)
+    host.md.fails = {"--re-add": "no", "--add-spare": "no"}
+    run.rounds(2, 0.2)
+    assert host.in_sync() == {A}
+    assert run.agent.history.entries == []
+    run.rounds(4)
+    assert host.in_sync() == {A, B}
+
+
+def test_a_detach_that_came_first_is_not_undone(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.round()
+    host.back(1)
+    host.settle(3)
+    run.agent.pull()
+    made = run.agent.round()
+    host.detach()
+    for action in made.actions:
+        run.agent.perform(action)
+    assert host.md.arrays == {}
+    assert host.kernel.controllers() == []
+
+
+def test_the_status_is_json_and_a_table(host, run, capsys):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.round()
+    json.dumps(run.shown)
+    status.show(status.table(run.shown, run.shown["time"] + 100))
+    status.show(status.plan_table(run.shown))
+    out = capsys.readouterr().out
+    assert "This is 100 s old: is the agent running?" in out
+    assert "degraded" in out
+    assert "md127" in out
+    assert "ReportArray" in out
+
+
+# -- holding the writes ---------------------------------------------------------------------------
+
+
+def hold_task(host, legs=(A, B), seconds="2"):
+    tags = {"volId": VOLUME, "legs": ",".join(legs), "holdSeconds": seconds}
+    task = model.Task("h", model.HOLD_WRITES, model.IDLE, "", 0.0, tags)
+    host.storage.tasks["h"] = task
+    host.md.idle("md127")
+
+    def taken():
+        now = host.storage.tasks["h"]
+        host.storage.tasks["h"] = dataclasses.replace(now, status="Taken")
+
+    return taken
+
+
+def ended(host):
+    return [call[1:] for call in host.storage.calls if call[0] == "task"]
+
+
+def held(host):
+    return [value for _, attribute, value in host.md.held if attribute == "suspend_hi"]
+
+
+def test_writes_are_held_until_the_snapshot_is_taken(host, run):
+    run.rounds(2)
+    host.storage.script = [lambda: None, hold_task(host)]
+    assert "HoldWrites" in run.round()
+    assert ended(host) == [("RUNNING", ""), ("FINISHED", "Success")]
+    assert held(host) == [str(host.md.arrays["md127"].size), "0"]
+    assert run.guarded == [("/sys/class/block/md127/md", 2.5), "off"]
+
+
+def test_writes_go_on_when_nobody_takes_the_snapshot(host, run):
+    run.rounds(2)
+    hold_task(host, seconds="0.5")
+    begun = host.kernel.sim.now
+    run.round(0)
+    assert ended(host) == [("RUNNING", ""), ("FAILED", "HoldExpired")]
+    assert held(host)[-1] == "0"
+    assert host.kernel.sim.now - begun < 1
+
+
+def test_writes_go_on_when_the_provisioner_goes_away(host, run):
+    run.rounds(2)
+    hold_task(host)
+    host.storage.script = [lambda: setattr(host.storage, "away", True)] * 2
+    run.round()
+    assert held(host)[-1] == "0"
+
+
+def test_nothing_is_held_when_the_guard_cannot_be_started(host, run):
+    run.rounds(2)
+    hold_task(host)
+
+    def none(_path, _seconds):
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    run.agent._guard = none
+    run.round()
+    assert held(host) == []
+
+
+def test_a_hold_that_was_left_behind_is_ended_at_the_start(host, run):
+    run.rounds(2)
+    path = host.kernel.root / "sys/class/block/md127/md/suspend_hi"
+    path.write_text("2048\n")
+    host.storage.away = True
+    run.start()
+    run.agent.stop()
+    run.agent.start()
+    assert path.read_text() == "0\n"
