@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from os_brick_nvmeof import conf, errors, fabrics, paths, plain, portals, records, waiting
+from os_brick_nvmeof import legs as legs_module
 from os_brick_nvmeof.props import Leg, Portal, Volume
 from tests.fakes.host_kernel import FROZEN, LIVE, REFUSES, SILENT, Kernel
 from tests.fakes.host_sim import Killed
@@ -209,14 +210,14 @@ def test_undo_keeps_a_connection_that_stock_shares(kernel, legs):
 
 
 def test_an_unexpected_error_undoes_everything(kernel, legs, monkeypatch, caplog):
-    real = paths.usable
+    real = legs_module.usable
 
     def broken(ctx, asked, *seen):
         if asked is legs[1] and fabrics.live(ctx, asked.nqn):
             raise OSError(errno.EIO, "sysfs is broken")
         return real(ctx, asked, *seen)
 
-    monkeypatch.setattr(paths, "usable", broken)
+    monkeypatch.setattr(legs_module, "usable", broken)
     with pytest.raises(OSError, match="sysfs is broken"):
         paths.connect_legs(kernel.context(), volume(*legs), legs)
     kernel.sim.finish()
@@ -281,7 +282,7 @@ def test_a_delete_that_is_refused(kernel, legs):
 
 def test_the_detach_of_another_volume_takes_the_connection_away(kernel, legs, monkeypatch):
     """Between finding the device and the lock."""
-    real, cuts = paths.usable, []
+    real, cuts = legs_module.usable, []
 
     def found(ctx, asked, *seen):
         device = real(ctx, asked, *seen)
@@ -290,7 +291,7 @@ def test_the_detach_of_another_volume_takes_the_connection_away(kernel, legs, mo
             kernel.nvme.drop(next(iter(kernel.nvme.controllers.values())))
         return device
 
-    monkeypatch.setattr(paths, "usable", found)
+    monkeypatch.setattr(legs_module, "usable", found)
     (outcome,) = paths.connect_legs(kernel.context(), volume(legs[0]), legs[:1])
     assert outcome.device
     assert len(cuts) == 1
