@@ -7,6 +7,7 @@ attribute and once the array has been started. Otherwise its members' superblock
 
 from __future__ import annotations
 
+import os
 import pathlib
 import re
 import uuid as uuidlib
@@ -122,7 +123,7 @@ def find(ctx: Context, volume: Volume, devices: Collection[str] = ()) -> Array |
         if not array.uuid:
             silent.append(array)
     held = [array for array in silent if array.names & set(devices)]
-    for array in held or silent:
+    for array in held or [array for array in silent if _likely(ctx.host.root, volume, array)]:
         seen = _content(ctx, array)
         if isinstance(seen, superblock.Superblock):
             if seen.array_uuid == volume.uuid:
@@ -134,6 +135,28 @@ def find(ctx: Context, volume: Volume, devices: Collection[str] = ()) -> Array |
                 way_out="look at it with mdadm --detail, and stop it if nobody uses it",
             )
     return None
+
+
+def _likely(root: pathlib.Path, volume: Volume, array: Array) -> bool:
+    """Whether an array may be that of a volume: it has a leg of it, or its name."""
+    legs = {leg.uuid for leg in volume.legs}
+    return linked(root, volume) == array.name or any(
+        (sysfs.read(root / sysfs.BLOCK / name / "uuid") or "").lower() in legs
+        for name in array.names
+    )
+
+
+def link(volume: Volume) -> str:
+    """Where an array is found by its name; stock os-brick looks there, too."""
+    return f"/dev/md/{volume.alias}"
+
+
+def linked(root: pathlib.Path, volume: Volume) -> str:
+    """Name of the device that the link of a volume leads to; "" without a link."""
+    try:
+        return os.path.basename(os.readlink(root / link(volume)[1:]))
+    except OSError:
+        return ""
 
 
 def holding(root: pathlib.Path, devices: Iterable[str]) -> list[Array]:

@@ -17,7 +17,6 @@ good (MD_BROKEN, drivers/md/raid1.c). Time-outs of the connections do what it wa
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Collection, Sequence
 
@@ -46,29 +45,16 @@ _PATIENCE = 5.0
 _LOCKLESS_SINCE = (6, 18)
 
 
-def link(volume: Volume) -> str:
-    """Where an array is found by its name; stock os-brick looks there, too."""
-    return f"/dev/md/{volume.alias}"
-
-
-def linked(ctx: Context, volume: Volume) -> str:
-    """Name of the device that the link of a volume leads to; "" without a link."""
-    try:
-        return os.path.basename(os.readlink(ctx.host.root / link(volume)[1:]))
-    except OSError:
-        return ""
-
-
 def check_name(ctx: Context, volume: Volume, devices: Collection[str]) -> None:
     """Refuse when the array of another volume has the name.
 
     :raises ArrayError: it has.
     """
-    name = linked(ctx, volume)
+    name = arrays.linked(ctx.host.root, volume)
     array = arrays.look(ctx.host.root, name) if name else None
     if array and array.uuid != volume.uuid and not array.names & set(devices):
         raise errors.ArrayError(
-            f"{link(volume)} is array {array.uuid or 'unknown'} ({name})",
+            f"{arrays.link(volume)} is array {array.uuid or 'unknown'} ({name})",
             volume=volume.uuid,
             way_out="detach that volume, or give one of them another name",
         )
@@ -79,21 +65,21 @@ def publish(ctx: Context, volume: Volume, name: str) -> str:
 
     :raises ArrayError: something else is in its place.
     """
-    if linked(ctx, volume) != name:
+    if arrays.linked(ctx.host.root, volume) != name:
         try:
-            ctx.host.link(link(volume), name)
+            ctx.host.link(arrays.link(volume), name)
         except OSError as error:
-            raise _failed(volume, f"{link(volume)} cannot be made: {error}") from error
-    return link(volume)
+            raise _failed(volume, f"{arrays.link(volume)} cannot be made: {error}") from error
+    return arrays.link(volume)
 
 
 def withdraw(ctx: Context, volume: Volume, name: str) -> None:
     """Remove the link of an array that is gone, if nobody else did."""
-    if linked(ctx, volume) == name and arrays.look(ctx.host.root, name) is None:
+    if arrays.linked(ctx.host.root, volume) == name and arrays.look(ctx.host.root, name) is None:
         try:
-            ctx.host.link(link(volume), "")
+            ctx.host.link(arrays.link(volume), "")
         except OSError as error:
-            LOG.warning("%s stays: %s", link(volume), error)
+            LOG.warning("%s stays: %s", arrays.link(volume), error)
 
 
 def mark(ctx: Context, name: str) -> None:
@@ -146,7 +132,7 @@ def _create(
     ctx: Context, volume: Volume, plan: freshness.Create, devices: Sequence[str], bitmap: str
 ) -> list[str]:
     places = len(devices) + plan.missing
-    argv = ["mdadm", "--create", link(volume), "--run", "--metadata=1.2", "--level=1"]
+    argv = ["mdadm", "--create", arrays.link(volume), "--run", "--metadata=1.2", "--level=1"]
     argv += [f"--raid-devices={places}", f"--bitmap={bitmap}", "--assume-clean"]
     argv += [f"--uuid={mdadm_uuid(volume.uuid)}", "--homehost=any", f"--name={volume.alias}"]
     if volume.size:
@@ -176,7 +162,7 @@ def assemble(
     :raises ArrayError: mdadm did not bring it up in time.
     :raises StillInUseError: an array with other legs is there, and in use.
     """
-    argv = ["mdadm", "--assemble", link(volume), f"--uuid={mdadm_uuid(volume.uuid)}"]
+    argv = ["mdadm", "--assemble", arrays.link(volume), f"--uuid={mdadm_uuid(volume.uuid)}"]
     if len(members) < plan.places:
         argv.append("--run")
     if plan.mode is not Mode.NORMAL:
@@ -319,7 +305,7 @@ def _user(ctx: Context, volume: Volume, array: Array) -> str:
     mounts = sysfs.read(ctx.host.root / "proc/mounts") or ""
     for line in mounts.splitlines():
         device, _, rest = line.partition(" ")
-        if device in (f"/dev/{array.name}", link(volume)):
+        if device in (f"/dev/{array.name}", arrays.link(volume)):
             return f"it is mounted at {rest.split(' ')[0]}"
     return "a process has it open or a leg gives no answer"
 

@@ -382,4 +382,5 @@ def paths(ctx: Context, volume: Volume) -> list[str]:
     found = arrays.find(ctx, volume, _devices_here(ctx, volume))
     if found is None or not found.running:
         return []
-    return [md.link(volume) if md.linked(ctx, volume) == found.name else f"/dev/{found.name}"]
+    named = arrays.linked(ctx.host.root, volume) == found.name
+    return [arrays.link(volume) if named else f"/dev/{found.name}"]

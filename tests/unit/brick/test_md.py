@@ -190,6 +190,22 @@ def test_a_silent_array_that_holds_no_leg_of_ours_is_passed_over(world):
         arrays.find(world.ctx, world.volume(), ["nvme0n1"])
 
 
+def test_only_arrays_that_may_be_the_one_are_read(world):
+    """On a kernel that does not tell UUIDs, a host can have many."""
+    world.md.has_uuid = False
+    world.attach()
+    (world.kernel.root / "sys/class/block/md127/md/uuid").unlink(missing_ok=True)
+    given = world.volume()
+    elsewhere = dataclasses.replace(given.legs[0], uuid=LEGS[3])
+    before = len(world.kernel.calls)
+    other = world.volume(uuid=LEGS[2], alias="x", legs=(elsewhere,))
+    assert arrays.find(world.ctx, other) is None
+    assert len(world.kernel.calls) == before
+    assert arrays.find(world.ctx, given).name == "md127"
+    # All legs were replaced since the attach: its name leads to it.
+    assert arrays.find(world.ctx, world.volume(legs=(elsewhere,))).name == "md127"
+
+
 def test_a_read_that_takes_too_long(world):
     names = connect(world)
     world.kernel.blocks[names[0]].read = lambda offset, length: world.kernel.sim.sleep(60)
