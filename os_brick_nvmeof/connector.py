@@ -9,7 +9,6 @@ Cinder's tree attached from a Kumo provisioner is recognised when it is detached
 from __future__ import annotations
 
 import contextlib
-import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -19,7 +18,7 @@ from os_brick.initiator.connectors import nvmeof
 from oslo_config import cfg
 from oslo_log import log as logging
 
-from os_brick_nvmeof import conf, errors, props
+from os_brick_nvmeof import conf, errors, plain, props, replicated
 from os_brick_nvmeof.context import Context
 from os_brick_nvmeof.host import CommandError
 from os_brick_nvmeof.locks import Locks
@@ -222,7 +221,7 @@ def _typed(volume: props.Volume) -> Iterator[None]:
 
 
 def _engine(volume: props.Volume) -> Any:
-    return importlib.import_module(f"os_brick_nvmeof.{volume.io_class}")
+    return replicated if volume.replicated else plain
 
 
 def _with_path(properties: Properties, device_info: Mapping[str, Any] | None) -> Properties:

@@ -9,7 +9,7 @@ from os_brick.initiator.connectors import nvmeof
 from os_brick.privileged import rootwrap
 from oslo_config import cfg
 
-from os_brick_nvmeof import connector, errors, host, locks
+from os_brick_nvmeof import connector, errors, host, locks, plain, props, replicated
 
 VOLUME = "c20aba21-6ef6-446b-b374-45733b4883ba"
 LEGS = ("9b30ec12-75b9-4a53-be32-111111111111", "9b30ec12-75b9-4a53-be32-222222222222")
@@ -300,6 +300,13 @@ def test_an_encrypted_volume_whose_link_cannot_be_made_is_taken_back(
         ours.connect_volume(properties(encrypted=True))
     assert [verb for verb, _volume in engine.seen] == ["attach", "detach"]
     assert ("somebody has it open" in caplog.text) is busy
+
+
+@pytest.mark.parametrize(("legs", "engine"), [(1, plain), (2, replicated)])
+def test_an_array_has_another_engine(legs, engine):
+    assert connector._engine(props.parse(properties(legs))) is engine
+    for verb in ("attach", "detach", "extend", "paths"):
+        assert callable(getattr(engine, verb))
 
 
 def test_the_host_tells_what_it_can_do(engine, monkeypatch):
