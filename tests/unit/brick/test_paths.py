@@ -299,6 +299,21 @@ def test_the_detach_of_another_volume_takes_the_connection_away(kernel, legs, mo
     assert kernel.devices() == [outcome.device.name]
 
 
+def test_a_device_that_never_stays_long_enough(kernel, legs, monkeypatch):
+    def gone(self, device):
+        kernel.sim.sleep(1)
+        return False
+
+    monkeypatch.setattr(legs_module.LegConnect, "_confirmed", gone)
+    before = kernel.sim.now
+    (outcome,) = paths.connect_legs(kernel.context(), volume(legs[0]), legs[:1])
+    assert 14 <= kernel.sim.now - before < 16
+    assert "lost again and again" in str(outcome.error)
+    assert outcome.unreachable
+    paths.undo(kernel.context(), [outcome])
+    assert kernel.controllers() == []
+
+
 def test_cut(kernel, legs):
     """Connections of stock wait without end; ours fail by themselves and stay."""
     host = kernel.context().host_nqn
