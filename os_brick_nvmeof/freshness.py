@@ -22,8 +22,8 @@ a write that the lost one has not, and what was written then carries a higher ev
 
 * ``clean``: the last host detached in order, and had reported every loss before. Then a leg that
   is recorded fresh has all writes, if nothing seen contradicts it.
-* Otherwise, where the counter of the very leg is recorded as high as it is: since that report the
-  leg has seen no change, so legs recorded as stale or blank then are no fresher now.
+* With any other state it proves nothing of a leg that is not seen: a leg recorded as stale may have
+  been put back since, in sync, without any change of counters, and then have gone on alone.
 * A leg recorded as ``blank`` is never a source, whatever it holds: a node may have been filling it.
 * A leg recorded as ``stale`` is a source only when every leg recorded as fresh is seen, and their
   superblocks tell that it went on after them: then the record lags.
@@ -420,19 +420,17 @@ def _check_unseen(
 def _confirmed(volume: Volume, freshest: _Ours, doubtful: list[Leg]) -> bool:
     """Whether the record proves that none of the legs has writes that the freshest has not."""
     leg, block = freshest
-    if leg.freshness != FRESH:
+    if leg.freshness != FRESH or volume.array_state != CLEAN:
         return False
     behind = all(one.freshness in _LEFT_BEHIND for one in doubtful)
-    if volume.array_state == CLEAN:
-        counted = block.events >= max(one.events for one in volume.legs) and all(
-            one.freshness in _LEFT_BEHIND or (one.freshness == FRESH and one.events > 0)
-            for one in doubtful
-        )
-        # A leg that was lost in the middle of a write is not clean. Neither is one that was
-        # detached while it was resynchronised after a crash; the record then has its counter.
-        in_order = block.clean or block.events <= leg.events
-        return in_order and counted and (behind or leg.events > 0)
-    return behind and 0 < block.events <= leg.events
+    counted = block.events >= max(one.events for one in volume.legs) and all(
+        one.freshness in _LEFT_BEHIND or (one.freshness == FRESH and one.events > 0)
+        for one in doubtful
+    )
+    # A leg that was lost in the middle of a write is not clean. Neither is one that was
+    # detached while it was resynchronised after a crash; the record then has its counter.
+    in_order = block.clean or block.events <= leg.events
+    return in_order and counted and (behind or leg.events > 0)
 
 
 def _rejoin(view: View, freshest: _Ours) -> Rejoin:
