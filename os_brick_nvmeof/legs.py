@@ -122,7 +122,7 @@ class LegConnect:
         self._race.start()
         if live:
             return False
-        self._race.one.wait(deadline.left)
+        self._race.wait()
         if not fabrics.live(ctx, leg.nqn):
             raise errors.UnreachableError(
                 "no portal can be connected: " + self._reasons(deadline),

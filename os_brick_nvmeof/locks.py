@@ -6,8 +6,8 @@ one byte for each name at an offset made of its hash, so that no file is left be
 volume. They are locks of the open file description (``F_OFD_SETLK``, fcntl(2), Linux 3.15): the
 kernel frees them when the process ends, and another thread of the same process has to wait, too.
 
-Order: a volume before its array, an array before subsystems, subsystems sorted by NQN. None of
-them can be taken twice by one thread.
+Order: a volume before its array, an array before subsystems, subsystems sorted by NQN; the one
+of a connection before the host's turn to connect. None of them can be taken twice by one thread.
 """
 
 from __future__ import annotations
@@ -69,6 +69,13 @@ class Locks:
         Whoever takes it can be left behind by its caller, for a node can keep it waiting.
         """
         return self._hold(f"connecting-{nqn}")
+
+    def connects(self) -> contextlib.AbstractContextManager[None]:
+        """Of the host's turn to connect, which the kernel has one of; held for one portal.
+
+        Whoever takes it can be left behind by its caller, as with :meth:`connecting`.
+        """
+        return self._hold("connects")
 
     @contextlib.contextmanager
     def _hold(self, name: str) -> Iterator[None]:

@@ -5,12 +5,17 @@ Every portal is asked at once whether it answers. With multipath all that do are
 Otherwise one of them is, and the next one that answered takes over when its connection fails:
 time-outs of portals never add up.
 
+The kernel connects one portal at a time, whoever asks (``nvmf_dev_mutex``,
+drivers/nvme/host/fabrics.c). So those that have answered queue here, and the time-out of each
+counts from its turn: on a busy host, or with many attaches at once, nobody is given up for others.
+
 A connect that blocks is left behind at the deadline. If it succeeds later, the thread that did it
 deletes the controller again, unless the leg is attached.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
 
@@ -22,10 +27,14 @@ from os_brick_nvmeof.props import Leg, Portal
 
 LOG = logging.getLogger(__name__)
 
+# Seconds between two looks at whether waiting for a turn makes sense.
+_LOOK = 0.1
+
 
 class Race:
     """One round of connecting a leg.
 
+    :ivar patience: by when all is over, queued or not.
     :ivar one: set when one controller is live, or none can be any more.
     :ivar all: set when every portal has come to an end.
     :ivar failed: what went wrong, by portal.
@@ -38,11 +47,16 @@ class Race:
         self._leg = leg
         self._timeouts = timeouts
         self._deadline = deadline
+        self.patience = waiting.Deadline(
+            ctx.clock, deadline.left + ctx.conf[conf.GROUP].device_timeout
+        )
         self.one = ctx.threads.event()
         self.all = ctx.threads.event()
         self.failed: dict[Portal, str] = {}
         self._lock = threading.Lock()
         self._open = set(leg.portals)
+        # Of portals that have answered: when their time is over; None before their turn.
+        self._turns: dict[Portal, waiting.Deadline | None] = {}
         self._made: list[sysfs.Controller] = []
         self._left = False
 
@@ -50,6 +64,19 @@ class Race:
         """Begin, each portal in a thread."""
         for portal in dict.fromkeys(self._leg.portals):
             waiting.Call(self._ctx, functools.partial(self._run, portal), f"kumo-{portal}")
+
+    def wait(self) -> None:
+        """Wait for one live controller, or until there is no hope for any."""
+        self.one.wait(self._deadline.left)
+        while self.hopeful() and not self.patience.passed:
+            if self.one.wait(min(_LOOK, self.patience.left)):
+                return
+
+    def hopeful(self) -> bool:
+        """Whether a portal that has answered waits for its turn, or has it."""
+        with self._lock:
+            turns = [self._turns[portal] for portal in self._open & self._turns.keys()]
+        return any(turn is None or not turn.passed for turn in turns)
 
     def leave(self) -> list[sysfs.Controller]:
         """Wait no more.
@@ -65,6 +92,8 @@ class Race:
             waits = fabrics.existing(self._ctx, self._leg.nqn, portal) is not None
             if not waits:
                 fabrics.probe(self._ctx, portal, self._deadline)
+                with self._lock:
+                    self._turns[portal] = None
             if waits or self._ctx.multipath:
                 made = self._connect(portal)
             else:
@@ -88,9 +117,18 @@ class Race:
 
     def _connect(self, portal: Portal) -> sysfs.Controller | None:
         """Connect; what was made too late is returned."""
-        controller, new = fabrics.connect_answering(
-            self._ctx, self._leg.nqn, portal, self._timeouts, self._deadline
-        )
+        with contextlib.ExitStack() as stack:
+            deadline = self._deadline
+            if portal in self._turns:
+                stack.enter_context(self._ctx.locks.connects())
+                deadline = waiting.Deadline(self._ctx.clock, self._deadline.seconds)
+                with self._lock:
+                    if self._left:
+                        return None
+                    self._turns[portal] = deadline
+            controller, new = fabrics.connect_answering(
+                self._ctx, self._leg.nqn, portal, self._timeouts, deadline
+            )
         with self._lock:
             late = self._left
             if new and not late:

@@ -87,6 +87,9 @@ class Locks:
     def connecting(self, nqn):
         return self._hold(f"connecting-{nqn}")
 
+    def connects(self):
+        return self._hold("connects")
+
     @contextlib.contextmanager
     def _hold(self, name):
         me = self._sim.current

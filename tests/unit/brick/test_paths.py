@@ -104,6 +104,34 @@ def test_a_dead_leg_does_not_hold_up_the_other(kernel, legs, behaviour, most):
     assert kernel.controllers() == []
 
 
+@pytest.mark.parametrize("multipath", [True, False])
+def test_each_has_its_own_time_on_a_slow_host(tmp_path, multipath):
+    """Six connects in turn take longer than a portal may take, and none is given up."""
+    kernel = make(tmp_path, nodes=6, multipath=multipath)
+    kernel.connect_seconds, before = 1.5, kernel.sim.now
+    wanted = [leg(node, UUID.format(node)) for node in range(6)]
+    for node in range(6):
+        kernel.targets[nqn(node)].publish(UUID.format(node))
+    outcomes = paths.connect_legs(kernel.context(), volume(*wanted), wanted)
+    assert [outcome.error for outcome in outcomes] == [None] * 6
+    assert kernel.sim.now - before > 6 * 1.5
+
+
+def test_what_has_not_had_its_turn_is_left_behind_in_the_end(tmp_path):
+    kernel = make(tmp_path, nodes=6)
+    kernel.connect_seconds, before = 3.9, kernel.sim.now
+    wanted = [leg(node, UUID.format(node)) for node in range(6)]
+    for node in range(6):
+        kernel.targets[nqn(node)].publish(UUID.format(node))
+    ctx = kernel.context()
+    outcomes = paths.connect_legs(ctx, volume(*wanted), wanted)
+    assert kernel.sim.now - before < 16
+    assert {type(outcome.error) for outcome in outcomes} == {type(None), errors.UnreachableError}
+    paths.undo(ctx, outcomes)
+    kernel.sim.finish()
+    assert (kernel.controllers(), kernel.devices()) == ([], [])
+
+
 def test_a_frozen_node_holds_up_the_kernel(kernel, legs):
     """TCP answers and the target does not: the kernel connects nobody else meanwhile.
 
