@@ -151,12 +151,21 @@ class Hands:
                 one.name == action.device or self._gone(action, one)
             ):
                 self._take_out(action, one.name)
+        self._stop_strays(volume, action)
         active = [one for one in before.members if arrays.FAULTY not in one.flags]
         full = isinstance(action, AddSpare)
         if not md.add(self._ctx, volume_of(volume), self._look(action), action.device, full):
             raise ActError(f"mdadm did not take {action.device} into {action.name}")
         if len(active) >= before.places:
             self._set_slots(action, len(active) + 1)
+
+    def _stop_strays(self, volume: Volume, action: OfMember) -> None:
+        """Stop what udev made of the leg alone when it appeared: an array that was not started."""
+        deadline = waiting.Deadline(self._ctx.clock, REMOVE_SECONDS)
+        for one in arrays.holding(self._ctx.host.root, [action.device]):
+            if one.name != action.name and not one.running:
+                LOG.info("%s holds %s and was not started: stopped", one.name, action.device)
+                md.stop(self._ctx, volume_of(volume), one, deadline)
 
     def _gone(self, action: OfMember, member: arrays.Member) -> bool:
         """Whether the device of a member is there no more."""

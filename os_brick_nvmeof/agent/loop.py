@@ -40,7 +40,8 @@ from os_brick_nvmeof.context import Context
 
 LOG = log.getLogger(__name__)
 
-ABILITIES = ("freshness", "array-report", "hold-writes")
+# That only fresh legs are taken is the connector's to announce: stock os-brick may be in use.
+ABILITIES = ("array-report", "hold-writes")
 # Seconds in which events of one moment become one look.
 SOAK = 0.02
 # What is looked at again before it is said, because it cannot be taken back.
@@ -94,6 +95,7 @@ class Agent:
         self.wanted = store.wanted()
         self.history = History(store.history())
         self.last: dict[str, dict[str, Any]] = {}
+        self.seen: Seen | None = None
         self._publish, self._guard, self._clock = publish, guard, clock
         self._lock = threading.RLock()
         self._busy: set[str] = set()
@@ -103,16 +105,23 @@ class Agent:
 
     # -- what is wanted ---------------------------------------------------------------------------
 
+    def probe(self) -> None:
+        """Say that this host is alive, if it is time to.
+
+        :raises VendorError: it could not be said.
+        """
+        now = self._clock()
+        if not 0 <= now - self._probed < self.pace.probe:
+            self.vendor.probe(seconds=self.pace.probe, abilities=ABILITIES)
+            self._probed = now
+
     def pull(self) -> bool:
         """Ask the provisioner; False when it is away."""
         now = self._clock()
         problem = ""
         try:
-            if not 0 <= now - self._probed < self.pace.probe:
-                self.vendor.probe(seconds=self.pace.probe, abilities=ABILITIES)
-                self._probed = now
-            seen = self.observer.look(self.wanted)
-            wanted = self.vendor.pull(seen, now)
+            self.probe()
+            wanted = self.vendor.pull(self.seen or self.observer.look(self.wanted), now)
         except VendorError as error:
             problem = str(error)
             wanted = dataclasses.replace(self.wanted, stale=True)
@@ -148,7 +157,7 @@ class Agent:
         with self._lock:
             wanted, before = self.wanted, self.memory
         now = self._clock()
-        seen = self.observer.look(wanted)
+        seen = self.seen = self.observer.look(wanted)
         with self._lock:
             memory = remember.look(self.memory, wanted, seen, now, self.limits)
             self.memory = memory
@@ -158,7 +167,7 @@ class Agent:
         if (memory.lost, memory.asked) != (before.lost, before.asked):
             self._save(lambda: self.store.save_memory(memory), "the memory")
         with self._lock:
-            shown = status.make(wanted, seen, memory, made, now, self.last)
+            shown = status.make(wanted, seen, memory, made, now, self.last, self.history)
         self.metrics.note(shown)
         self._save(lambda: self._publish(shown), "the status")
         return made
@@ -394,7 +403,21 @@ class Agent:
             self.ask.clear()
             good = self._safely(self.pull)
             pause = self.pace.pull if good and not self._reporting() else self.pace.busy
-            self.ask.wait(max(self.pace.busy / 4, min(pause, self.pace.probe)))
+            # Events come in swarms.
+            self.stopping.wait(self.pace.busy / 4)
+            self._rest(pause)
+
+    def _rest(self, seconds: float) -> None:
+        """Wait until something asks for a question; say meanwhile that this host is alive."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            if self.ask.wait(min(left, self.pace.probe)):
+                return
+            try:
+                self.probe()
+            except VendorError:
+                # The next question says what is the matter.
+                return
 
     def _reporting(self) -> bool:
         """Whether something is under way of which the provisioner's view tells the end."""

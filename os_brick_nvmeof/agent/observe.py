@@ -207,7 +207,7 @@ class Observer:
             member.uuid
             for array in found
             for member in array.members or ()
-            if member.place is not Place.FAULTY
+            if array.running and member.place is not Place.FAULTY
         }
         blocks = {}
         for one in namespaces:

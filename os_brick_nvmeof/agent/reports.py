@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from os_brick_nvmeof.agent.actions import Action, ReportArray, ReportLeg
-from os_brick_nvmeof.agent.judge import LegView, Path, View
+from os_brick_nvmeof.agent.judge import LegView, View
 from os_brick_nvmeof.agent.model import (
     AVAILABLE,
     CAN_REPORT_ARRAYS,
@@ -37,15 +37,17 @@ def of_volume(this: Round, view: View) -> Iterator[Action]:
 
 
 def leg_state(this: Round, one: LegView) -> str:
-    """The state of a leg for the wire; "" when there is nothing to say, or it is not known."""
-    if one.leg.state == TERMINATING or one.place is Place.UNKNOWN or one.path is Path.UNKNOWN:
+    """The state of a leg for the wire; "" when there is nothing to say, or it is not known.
+
+    What md says counts, not the path: a leg in sync that cannot be reached now may be the one that
+    takes the next writes alone, and one that was reported Missing counts as stale.
+    """
+    if one.leg.state == TERMINATING or one.place is Place.UNKNOWN:
         return ""
     if one.lost:
         new = one.leg.freshness == "blank" or one.leg.state == UNKNOWN
         patient = new and one.place is Place.OUT
         return "" if patient and this.lost_for(one.uuid) < this.limits.spare_wait else MISSING
-    if one.path is Path.DEAD:
-        return MISSING if this.dead(one.uuid) else ""
     return AVAILABLE if one.place is Place.IN_SYNC else SYNCHRONIZING
 
 
@@ -72,14 +74,21 @@ def _whole(this: Round, view: View, told: dict[str, str], news: list[LegView]) -
     why = ", ".join(f"leg {one.uuid} is {told[one.uuid]}" for one in news)
     yield ReportArray(
         volume=view.volume.uuid,
-        legs=tuple((leg, state, _events(view, leg, state)) for leg, state in sorted(told.items())),
+        legs=tuple((leg, state, _events(view, leg)) for leg, state in sorted(told.items())),
         reason=why or ("its array is open" if opened else "event counters have moved"),
     )
 
 
-def _events(view: View, leg: str, state: str) -> int:
-    """The event counter of a leg: that of the array while md writes to it."""
+def _events(view: View, leg: str) -> int:
+    """The event counter of a leg. One that is in sync has the highest of all, whether it can be
+    read now or not: the provisioner tells by it which leg has all writes when none is reached. One
+    that is being filled has none."""
     one = view.leg(leg)
-    if view.array is not None and state != MISSING:
-        return view.array.events
-    return one.superblock.events if one is not None and one.superblock is not None else 0
+    if one is None or view.array is None:
+        return 0
+    own = one.superblock.events if one.superblock is not None else 0
+    if one.place is not Place.IN_SYNC:
+        return own if one.lost else 0
+    blocks = [other.superblock.events for other in view.legs if other.superblock is not None]
+    told = [other.leg.events for other in view.legs]
+    return max(1, view.array.events, *blocks, *told)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,11 +17,14 @@ from rich.text import Text
 
 from os_brick_nvmeof.agent import judge
 from os_brick_nvmeof.agent.actions import Action
+from os_brick_nvmeof.agent.history import History
 from os_brick_nvmeof.agent.model import Memory, Seen, Wanted
 from os_brick_nvmeof.agent.plan import Plan
 
 FILE = "status.json"
 WIDE = 300
+# Healings shown of each volume.
+SHOWN = 5
 GOOD = "good"
 DEGRADED = "degraded"
 HEALING = "healing"
@@ -35,6 +39,7 @@ def make(
     plan: Plan,
     now: float,
     last: Mapping[str, Mapping[str, Any]] | None = None,
+    history: History | None = None,
 ) -> dict[str, Any]:
     """The object. Times are seconds since the epoch, speeds KB/s, progress percent."""
     views = [judge.view(volume, seen, memory) for volume in wanted.volumes]
@@ -42,7 +47,11 @@ def make(
         "time": now,
         "provisioner": {"away": wanted.stale, "pulled": wanted.time},
         "network": plan.network,
-        "volumes": [_volume(one, plan, memory, (last or {}).get(one.volume.uuid)) for one in views],
+        "volumes": [
+            _volume(one, plan, memory, (last or {}).get(one.volume.uuid))
+            | {"healed": _healed(history, one.volume.uuid)}
+            for one in views
+        ],
         "actions": [_action(one, memory) for one in plan.actions],
         "waiting": [_action(one, memory) for one in plan.waiting],
     }
@@ -70,6 +79,12 @@ def _volume(
         ],
         "last": dict(last) if last else None,
     }
+
+
+def _healed(history: History | None, volume: str) -> list[dict[str, Any]]:
+    """The last few entries of a volume, the newest first."""
+    found = history.of(volume) if history else []
+    return [dataclasses.asdict(entry) for entry in reversed(found[-SHOWN:])]
 
 
 def _leg(one: judge.LegView, memory: Memory) -> dict[str, Any]:

@@ -53,9 +53,12 @@ class Watch:
     def run(self) -> None:
         """Until :meth:`stop`."""
         poll = select.poll()
-        mdstat = self._open(poll)
+        if self._monitor is not None:
+            poll.register(self._monitor.fileno(), select.POLLIN)
+        mdstat = None
         try:
             while not self._stopped.is_set():
+                mdstat = mdstat or self._open(poll)
                 ready = {handle for handle, _ in poll.poll(self._seconds * 1000)}
                 if self.look(ready, mdstat):
                     self._wake()
@@ -64,13 +67,10 @@ class Watch:
                 mdstat.close()
 
     def _open(self, poll: Any) -> Any:
-        if self._monitor is not None:
-            poll.register(self._monitor.fileno(), select.POLLIN)
         try:
             mdstat = (self._root / MDSTAT).open("rb", buffering=0)
-        except OSError as error:
-            # The module of md is not loaded: then there are no arrays either, and the timer looks.
-            LOG.info("No events of arrays: %s", error)
+        except FileNotFoundError:
+            # The module of md is not loaded: there are no arrays either.
             return None
         mdstat.read(_SOME)
         poll.register(mdstat.fileno(), select.POLLPRI | select.POLLERR)

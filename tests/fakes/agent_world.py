@@ -189,7 +189,7 @@ class World:
             if disk.exported and disk.node in self.controllers
         ]
         blocks = {
-            leg: model.Superblock(disk.kind, disk.array)
+            leg: model.Superblock(disk.kind, disk.array, disk.version)
             for leg, disk in self.disks.items()
             if self.live(leg) and self.members.get(leg) in (None, Place.FAULTY)
         }
@@ -218,7 +218,7 @@ class World:
             None if "members" in self.blind else members,
             done=50 if syncing else 0,
             total=100 if syncing else 0,
-            events=self.version,
+            events=0 if "events" in self.blind else self.version,
         )
 
     def _others(self):
@@ -377,6 +377,9 @@ class World:
             record.events = events or record.events
             seen[leg] = events
         law.judge(self.records, seen)
+        fresh = [one.uuid for one in self.records if one.freshness == "fresh"]
+        if not any(self.disks[leg].version == self.version for leg in fresh):
+            raise HarmError("no leg with all writes is recorded as fresh any more")
 
     def _Export(self, action):  # noqa: N802
         self._call()

@@ -15,7 +15,7 @@ from tests.fakes.agent_world import HOST_NQN, LIMITS, RIGHT, Disk, RefusedError,
 from tests.fakes.fleet import Fleet
 from tests.functional.provisioner.common import new_id
 
-ABILITIES = ("freshness", "array-report", "hold-writes")
+ABILITIES = ("array-report", "hold-writes")
 IDENTITY = Identity("agent-host", HOST_NQN, "compute.example", multipath=True)
 # What a KumoScale does not have.
 PLAIN = ("host-volumes", "array-report", "publish-attach", "events")

@@ -58,7 +58,26 @@ def test_an_idle_array_is_told_of_a_dead_path_after_a_while(world, leg):
     assert kinds(made) == []
     world.now += LIMITS.fail_after
     _, made = planned(world, memory)
-    assert kinds(made) == ["ReportArray", "FailLeg"]
+    assert kinds(made) == ["FailLeg"]
+
+
+def test_a_leg_that_takes_the_next_writes_alone_is_not_called_missing(world, leg):
+    other = list(world.members)[1]
+    world.up["n0"] = world.up["n1"] = False
+    memory, _ = planned(world)
+    world.now += 60
+    memory, made = planned(world, memory)
+    assert "ReportArray" not in kinds(made)
+    # One comes back, takes writes, and is lost before anybody can tell.
+    world.up["n1"] = True
+    world.write()
+    world.up["n1"] = False
+    _, made = planned(world, memory)
+    (told,) = [one for one in made.actions if one.kind == "ReportArray"]
+    states = {uuid: (state, count) for uuid, state, count in told.legs}
+    assert states[leg][0] == "Missing"
+    assert states[other][0] == "Available"
+    assert states[other][1] > states[leg][1]
 
 
 def test_no_leg_is_failed_while_the_other_is_not_in_sync(world, leg):

@@ -9,7 +9,7 @@ from os_brick_nvmeof.agent.actions import Reconnect, ReportArray, ReportLeg
 from tests.fakes.agent_world import HOST_NQN, LIMITS, VOLUME, RefusedError, World
 
 NODES = [f"n{number}" for number in range(5)]
-BLIND = ["controllers", "namespaces", "arrays", "members", "superblocks"]
+BLIND = ["events", "controllers", "namespaces", "arrays", "members", "superblocks"]
 
 EVENTS = st.one_of(
     st.tuples(st.just("die"), st.sampled_from(NODES)),

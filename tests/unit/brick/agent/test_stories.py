@@ -11,6 +11,7 @@ from os_brick_nvmeof.agent import loop, model, status
 from os_brick_nvmeof.agent.store import Store
 from tests.fakes.agent_host import Host
 from tests.fakes.agent_world import LIMITS
+from tests.fakes.host_md import Member
 from tests.unit.brick.volumes import LEGS, VOLUME
 
 A, B, C, D = LEGS
@@ -103,6 +104,7 @@ def test_a_leg_that_was_lost_comes_back_by_itself(host, run):
     (healed,) = run.agent.history.entries
     assert (healed.leg, healed.kind, healed.ok) == (B, "partial", True)
     assert healed.end > healed.start > healed.lost
+    assert [one["leg"] for one in run.volume()["healed"]] == [B]
     assert ("INFO", f"healed: volume {VOLUME}") in host.storage.told
     assert run.volume()["last"]["kind"] in ("ReAdd", "ReportArray")
 
@@ -251,6 +253,23 @@ def test_md_holds_a_faulty_leg_for_a_while(host, run):
     host.md.busy[device] = 3
     assert "ReAdd" in run.rounds(2)
     run.round()
+    assert host.in_sync() == {A, B}
+
+
+def test_what_udev_made_of_a_leg_alone_is_stopped(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.round()
+    device = next(name for name, one in host.md.arrays["md127"].members.items() if one.faulty)
+    host.kernel.write(f"/sys/class/block/md127/md/dev-{device}/state", "remove")
+    host.back(1)
+    host.settle(3)
+    stray = host.md._new(VOLUME, "any:volume-1", 2, host.md.arrays["md127"].size)
+    stray.members[device] = Member(1, 1)
+    host.md._hold(stray)
+    run.rounds(4)
+    assert list(host.md.arrays) == ["md127"]
     assert host.in_sync() == {A, B}
 
 
