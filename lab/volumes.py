@@ -11,7 +11,8 @@ import uuid
 from typing import Any
 
 from cinder_kumo import attach
-from kumo_client.schemas.volume import StorageClass, VolumeCreate
+from kumo_client.schemas.host import ArrayReport, LegReport
+from kumo_client.schemas.volume import REPLICA_AVAILABLE, StorageClass, VolumeCreate
 from lab.controlplane import Client
 from lab.errors import LabError
 
@@ -54,6 +55,22 @@ class Volumes:
         """Address of the node of each leg, by the leg's uuid."""
         found = self._client.volume(volume).location
         return {leg.uuid: leg.backend.mgmt_ips[0] for leg in found}
+
+    def report_clean(self, attachment: str, events: dict[str, int]) -> None:
+        """Tell the provisioner that the array of an attachment was stopped in order.
+
+        On a host of a cloud its agent does that.
+
+        :param events: md event counter of each leg that is in sync, by the leg's uuid.
+        """
+        volume, connector = self.attachments[attachment]
+        legs = [
+            LegReport(replica=leg, state=REPLICA_AVAILABLE, events=count)
+            for leg, count in events.items()
+        ]
+        self._client.report_array(
+            ArrayReport(host_id=connector["uuid"], vol_id=volume, state="clean", legs=legs)
+        )
 
     def request(self, method: str, path: str, body: Any = None) -> Any:
         """The calls of Cinder's attachment API that :class:`lab.compute.Compute` makes.

@@ -234,6 +234,20 @@ class Trial:
 
     # Legs
 
+    def detach(self, attachment: Attachment) -> None:
+        """Detach an array of which every leg is in sync, and say so at the provisioner."""
+        self.compute.disconnect(attachment)
+        counters = {leg: self.events(attachment.volume, leg) for leg in leg_uuids(attachment)}
+        self.volumes.report_clean(attachment.identifier, counters)
+        self.compute.forget(attachment)
+        self.check_empty()
+
+    def events(self, volume: str, leg: str) -> int:
+        """The md event counter of a leg, from its superblock."""
+        device = self.leg_device(volume, leg)
+        shown = self.node(volume, leg).run(f"mdadm --examine {device} | grep Events").stdout
+        return int(shown.split(":")[1])
+
     def node(self, volume: str, leg: str) -> Machine:
         """The storage machine with a leg of a volume."""
         address = self.volumes.nodes(volume)[leg]

@@ -17,7 +17,8 @@ NEEDS = Needs(storage=2, compute=1)
 _ATTACH_SECONDS = 5.0
 _STALL_SECONDS = 15.0
 _DETACH_SECONDS = 30.0
-_LOAD_SECONDS = 25.0
+_LOAD_SECONDS = 20.0
+_BACK_SECONDS = 60.0
 
 
 def run(ctx: Context) -> None:
@@ -75,17 +76,29 @@ def _stale(trial: Trial, volume: str, first: str) -> str:
         stale.heal()
         attachment = trial.compute.reserve(volume)
         _refused(trial, attachment, "Stale")
+        trial.compute.forget(attachment)
         trial.check_empty()
     fresh.heal()
     with trial.case("both are back: the newer data, and the array becomes whole"):
-        trial.compute.connect(attachment)
+        attachment = _attach_in_time(trial, volume)
         wrote = trial.digest(attachment.path)
         ctx.check(wrote != first, "the old data is handed out")
         trial.wait_whole()
         ctx.check(trial.digest(attachment.path) == wrote, "data changed while a leg was rebuilt")
-        trial.compute.detach(attachment)
-        trial.check_empty()
+        trial.detach(attachment)
     return wrote
+
+
+def _attach_in_time(trial: Trial, volume: str) -> Attachment:
+    """Attach again and again, as somebody does until the provisioner has seen a node come back."""
+    deadline = time.monotonic() + _BACK_SECONDS
+    while True:
+        try:
+            return trial.compute.attach(volume)
+        except BrickError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(2)
 
 
 def _nodes(trial: Trial, volume: str) -> list[Machine]:
@@ -126,10 +139,9 @@ def _dead_at_attach(trial: Trial, volume: str, wrote: str) -> None:
             back(node)
         trial.compute.forget(attachment)
         with trial.case("with both legs again, the array becomes whole"):
-            attachment = trial.compute.attach(volume)
+            attachment = _attach_in_time(trial, volume)
             trial.wait_whole()
-            trial.compute.detach(attachment)
-            trial.check_empty()
+            trial.detach(attachment)
 
 
 def _all_dead_at_detach(trial: Trial, volume: str, wrote: str) -> None:

@@ -169,3 +169,20 @@ def test_at_the_end_volumes_go_and_nothing_may_be_left(trial, monkeypatch):
     left["compute1"] = ["controller nqn.x:1"]
     with pytest.raises(ScenarioFailedError, match="left behind"):
         trial.close()
+
+
+def test_a_detach_in_order_is_reported(trial, monkeypatch):
+    told = []
+    show(trial, "")
+    storage = FakeHost()
+    storage.output = {"--examine": "         Events : 17\n", "lvs": "/dev/vg/r-u\n"}
+    trial.ctx.lab.storage[1].run = storage.run
+    monkeypatch.setattr(trial.volumes, "nodes", lambda volume: {"u": "10.77.0.12"})
+    trial.volumes.report_clean = lambda *args: told.append(args)
+    trial.compute = SimpleNamespace(
+        disconnect=lambda a: told.append("disconnect"), forget=lambda a: told.append("forget")
+    )
+    data = {"volume_replicas": [{"vol_uuid": "u"}]}
+    trial.detach(SimpleNamespace(data=data, volume="v", identifier="a1"))
+    assert told == ["disconnect", ("a1", {"u": 17}), "forget"]
+    assert "mdadm --examine /dev/vg/r-u | grep Events" in storage.commands

@@ -61,6 +61,9 @@ class FakeProvisioner:
         ]
         return PublishAnswer(status="Success", volume=volume, replicas=legs)
 
+    def report_array(self, report):
+        self.reported = report
+
     def unpublish(self, request):
         self.published.remove((request.vol_id, request.host_id))
 
@@ -101,6 +104,16 @@ def test_a_host_keeps_a_volume_until_its_last_attachment_ends(volumes, provision
     assert provisioner.published == set()
     volumes.delete(volume)
     assert provisioner.volumes == {}
+
+
+def test_an_array_that_was_stopped_in_order_is_told(volumes, provisioner):
+    volume = volumes.create(2)
+    made = attach(volumes, volume)
+    leg = "00000000-0000-4000-8000-000000000000"
+    volumes.report_clean(made["id"], {leg: 7})
+    told = provisioner.reported
+    assert (told.host_id, told.vol_id, told.state) == ("h1", volume, "clean")
+    assert [(one.replica, one.state, one.events) for one in told.legs] == [(leg, "Available", 7)]
 
 
 def test_extend_and_where_legs_are(volumes, provisioner):
