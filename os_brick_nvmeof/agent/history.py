@@ -14,6 +14,8 @@ from os_brick_nvmeof.agent.model import Place
 
 # Entries kept, in all.
 KEPT = 1000
+# Part of a volume that is all of it.
+MOST = 0.9
 PARTIAL = "partial"
 FULL = "full"
 
@@ -24,7 +26,8 @@ class Entry:
 
     :ivar lost: when the leg was lost. :ivar start: when it was put in. :ivar end: when it was in
         sync or lost again; 0 while it is synchronised. Seconds since the epoch.
-    :ivar kind: "partial" (what the bitmap said) or "full". :ivar ok: it came to be in sync.
+    :ivar kind: "partial" (what the bitmap said) or "full"; told by what was written, too, because
+        md takes a leg back in full where its bitmap is of no use. :ivar ok: it came to be in sync.
     :ivar bytes: written to the leg meanwhile: what was copied, and new writes.
     :ivar written: counter of the leg's device at the start.
     """
@@ -50,10 +53,8 @@ class History:
             Entry(**{key: value for key, value in one.items() if key in names}) for one in told
         ]
 
-    def began(self, action: Action, view: View, lost: float, now: float) -> None:
-        """A leg was put in."""
-        if not isinstance(action, ReAdd | AddSpare):
-            return
+    def began(self, action: ReAdd | AddSpare, view: View, lost: float, now: float) -> None:
+        """A leg is put in."""
         leg = view.leg(action.leg)
         written = leg.namespace.written if leg is not None and leg.namespace is not None else 0
         kind = FULL if isinstance(action, AddSpare) else PARTIAL
@@ -63,7 +64,9 @@ class History:
         self.entries = [*self.entries, entry][-KEPT:]
 
     def forget(self, action: Action) -> None:
-        """It was not put in after all."""
+        """A leg was not put in after all; of other actions there is nothing to forget."""
+        if not isinstance(action, ReAdd | AddSpare):
+            return
         for entry in reversed(self.entries):
             if (entry.volume, entry.leg, entry.end) == (action.volume, action.about, 0.0):
                 self.entries.remove(entry)
@@ -71,13 +74,15 @@ class History:
 
     def follow(self, views: Iterable[judge.View], now: float) -> list[Entry]:
         """Bring entries up to date with a look that began at ``now``; gives those that ended."""
+        views = list(views)
         legs = {one.uuid: one for view in views for one in view.legs if view.array is not None}
+        sizes = {one.uuid: view.volume.size for view in views for one in view.legs}
         ended = []
         for number, entry in enumerate(self.entries):
             leg = legs.get(entry.leg)
             if entry.end or entry.start >= now or leg is None or leg.place is Place.UNKNOWN:
                 continue
-            entry = _followed(entry, leg, now)
+            entry = _followed(entry, leg, now, sizes[leg.uuid])
             self.entries[number] = entry
             if entry.end:
                 ended.append(entry)
@@ -90,11 +95,13 @@ class History:
         return [dataclasses.asdict(entry) for entry in self.entries]
 
 
-def _followed(entry: Entry, leg: judge.LegView, now: float) -> Entry:
+def _followed(entry: Entry, leg: judge.LegView, now: float, size: int) -> Entry:
     written = leg.namespace.written if leg.namespace is not None else 0
     # A device that came back begins to count anew.
     copied = written - entry.written if written >= entry.written else written
     entry = dataclasses.replace(entry, bytes=max(entry.bytes, copied))
     if leg.place is Place.SYNCING:
         return entry
-    return dataclasses.replace(entry, end=now, ok=leg.place is Place.IN_SYNC)
+    ok = leg.place is Place.IN_SYNC
+    whole = ok and size and entry.bytes >= MOST * size
+    return dataclasses.replace(entry, end=now, ok=ok, kind=FULL if whole else entry.kind)

@@ -21,10 +21,12 @@ from os_brick_nvmeof import errors
 from os_brick_nvmeof.agent import hold, judge, plan, remember, status, voice
 from os_brick_nvmeof.agent.actions import (
     Action,
+    AddSpare,
     AskReplacement,
     ConfirmRemoval,
     Export,
     HoldWrites,
+    ReAdd,
     Reconnect,
     RetireLeg,
 )
@@ -247,23 +249,27 @@ class Agent:
         return futures
 
     def _work(self, name: str, actions: list[Action]) -> None:
+        done = False
         try:
             for action in actions:
                 if not self.stopping.is_set():
-                    self.perform(action)
+                    done = self.perform(action) or done
         finally:
             with self._lock:
                 self._busy.discard(name)
-            self.wake.set()
+            if done:
+                self.wake.set()
 
-    def perform(self, action: Action) -> None:
-        """Carry one action out, and remember how it went."""
+    def perform(self, action: Action) -> bool:
+        """Carry one action out, and remember how it went; False when it was not begun."""
         problem, definite, new = "", False, ""
         try:
             new = self._do(action)
         except NotNowError as error:
             LOG.debug("%s: %s", action.key, error)
-            return
+            with self._lock:
+                self.history.forget(action)
+            return False
         except VendorError as error:
             problem, definite = str(error), error.definite
         except (ActError, errors.KumoBrickError, OSError) as error:
@@ -272,6 +278,7 @@ class Agent:
             LOG.exception("A defect: %s", action.key)
             problem = f"{type(error).__name__}: {error}"
         self._note(action, problem, definite, new)
+        return True
 
     def _do(self, action: Action) -> str:
         """:returns: the leg that came of it, or ""."""
@@ -309,13 +316,16 @@ class Agent:
 
     def _put_down(self, action: Action) -> None:
         """Begin an entry of the history, before md begins to copy."""
+        if not isinstance(action, ReAdd | AddSpare):
+            return
         with self._lock:
-            volume = self.wanted.volume(action.volume)
-            lost = self.memory.lost.get(getattr(action, "leg", ""), 0.0)
-            if volume is not None:
-                seen = self.observer.look(dataclasses.replace(self.wanted, volumes=(volume,)))
-                view = judge.view(volume, seen, self.memory)
-                self.history.began(action, view, lost, self._clock())
+            wanted, memory = self.wanted, self.memory
+        volume = wanted.volume(action.volume)
+        if volume is not None:
+            seen = self.observer.look(dataclasses.replace(wanted, volumes=(volume,)))
+            view = judge.view(volume, seen, memory)
+            with self._lock:
+                self.history.began(action, view, memory.lost.get(action.leg, 0.0), self._clock())
 
     def _hold(self, action: HoldWrites) -> None:
         def good() -> bool:
@@ -338,8 +348,7 @@ class Agent:
         with self._lock:
             if problem:
                 self.memory = remember.failed(self.memory, action, now, problem, definite=definite)
-                if action.kind in ("ReAdd", "AddSpare"):
-                    self.history.forget(action)
+                self.history.forget(action)
             else:
                 self.memory = remember.done(self.memory, action, now, new=new)
             memory = self.memory

@@ -31,6 +31,8 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
         if one.array is not None and one.array.members is not None:
             _note_members(members, one)
     known = {leg.uuid for volume in wanted.volumes for leg in volume.legs}
+    # What failed while a leg could not be reached is tried at once when it can.
+    back = memory.dead.keys() - dead.keys()
     return dataclasses.replace(
         memory,
         lost=_only(lost, known),
@@ -38,7 +40,11 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
         members={key: leg for key, leg in members.items() if leg in known},
         asked=_asked(memory, wanted, now, limits),
         counted=_only(memory.counted, {volume.uuid for volume in wanted.volumes}),
-        tried={key: one for key, one in memory.tried.items() if now < one.next + LONGEST_PAUSE},
+        tried={
+            key: one
+            for key, one in memory.tried.items()
+            if now < one.next + LONGEST_PAUSE and not any(leg in key for leg in back)
+        },
     )
 
 

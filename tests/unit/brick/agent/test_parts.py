@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The parts around the loop: options, what is stored, what is watched and shown, the command."""
 
+import concurrent.futures
 import json
 import logging
 import os
@@ -12,7 +13,19 @@ import threading
 import pytest
 from oslo_config import cfg, generator
 
-from os_brick_nvmeof.agent import conf, hold, loop, main, model, status, vendor, watch
+from os_brick_nvmeof import props
+from os_brick_nvmeof.agent import (
+    actions,
+    conf,
+    hold,
+    loop,
+    main,
+    model,
+    plan,
+    status,
+    vendor,
+    watch,
+)
 from os_brick_nvmeof.agent.metrics import Metrics
 from os_brick_nvmeof.agent.store import Store
 from tests.fakes.agent_host import Host
@@ -223,6 +236,46 @@ def test_rounds_go_on_until_it_is_stopped(tmp_path):
 
     agent.run(alive)
     assert seen == ["round"] * 3
+
+
+def deed(volume, kind=actions.SetSlots, **more):
+    given = {"array": volume, "name": "md1", "slots": 2} | more
+    return kind(volume=volume, reason="r", **given)
+
+
+def portal(volume, nqn):
+    where = props.Portal("10.0.0.1", "4420", "tcp")
+    given = {"leg": "l", "nqn": nqn, "portal": where, "io_class": "replicated"}
+    return actions.Reconnect(volume=volume, reason="r", **given)
+
+
+def test_volumes_are_worked_on_at_the_same_time_and_each_one_in_order(tmp_path):
+    host = Host(tmp_path)
+    agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS)
+    together = threading.Barrier(4)
+    done = []
+
+    def perform(action):
+        done.append(action)
+        if isinstance(action, actions.Reconnect) or action.slots == 2:
+            # Broken, and so an error, unless all four get here.
+            together.wait(20)
+        return True
+
+    agent.perform = perform
+    first = [deed("v1"), deed("v1", slots=3), deed("v2"), deed("v3"), portal("v1", "nqn.1")]
+    made = plan.Plan(tuple(first), ())
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        futures = agent.dispatch(made, pool)
+        # What is under way is not begun again.
+        agent._busy.add("v9")
+        again = agent.dispatch(plan.Plan((deed("v9"),), ()), pool)
+        concurrent.futures.wait(futures)
+    assert [future.exception() for future in futures] == [None] * 4
+    assert again == []
+    assert sorted(done, key=first.index) == first
+    assert done.index(first[1]) > done.index(first[0])
+    assert agent.wake.is_set()
 
 
 def test_a_defect_in_one_action_does_not_end_the_others(tmp_path, caplog):

@@ -325,6 +325,17 @@ def test_what_failed_waits_longer_each_time(world, leg):
     assert action.key not in remember.done(memory, action, world.now).tried
 
 
+def test_what_failed_is_tried_at_once_when_the_path_is_back(world, leg):
+    back(world, leg)
+    memory, made = planned(world)
+    for _ in range(9):
+        memory = remember.failed(memory, made.actions[-1], world.now, "no", definite=True)
+    world.link["n0"] = False
+    memory, _ = planned(world, memory)
+    world.link["n0"] = True
+    assert "ReAdd" in kinds(planned(world, memory)[1])
+
+
 def test_speed_limits_are_set(world):
     limits = dataclasses.replace(LIMITS, speed_min=5000, speed_max=200_000)
     seen = world.seen()

@@ -7,11 +7,12 @@ import json
 
 import pytest
 
-from os_brick_nvmeof.agent import loop, model, status
+from os_brick_nvmeof.agent import hold, loop, model, status
 from os_brick_nvmeof.agent.store import Store
 from tests.fakes.agent_host import Host
 from tests.fakes.agent_world import LIMITS
 from tests.fakes.host_md import Member
+from tests.fakes.host_sim import Killed
 from tests.unit.brick.volumes import LEGS, VOLUME
 
 A, B, C, D = LEGS
@@ -192,6 +193,77 @@ def test_what_was_asked_for_survives_a_kill(host, run):
     run.rounds(30, 5)
     assert asked == [B]
     assert host.in_sync() == {A, C}
+
+
+def test_all_legs_away_for_a_while(host, run):
+    run.rounds(2)
+    host.hide(0)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.rounds(5, 2)
+    assert run.volume()["state"] == status.FAILED
+    host.back(0)
+    host.back(1)
+    host.settle(3)
+    run.rounds(6)
+    assert host.in_sync() == {A, B}
+    assert records(host) == {A: GOOD, B: GOOD}
+    assert len(host.md.read("md127")) == 1
+
+
+def test_a_link_that_flaps(host, run):
+    run.rounds(2)
+    before = len(host.kernel.controllers())
+    for number in range(20):
+        host.hide(1)
+        if number % 3:
+            host.md.write("md127", f"{number}".encode())
+        run.rounds(number % 4, 0.7)
+        host.back(1)
+        run.rounds((number * 7) % 5, 0.6)
+    run.rounds(10)
+    assert host.in_sync() == {A, B}
+    assert host.md.read("md127") == {b"19"}
+    assert len(host.kernel.controllers()) == before
+    assert list(host.md.arrays) == ["md127"]
+    assert not [call for call in host.storage.calls if call[0] == "replace"]
+
+
+def heals_with_kills(host, run, away, every):
+    """Kill the agent at every so many of its calls to the host."""
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    killed = 0
+    for number in range(60):
+        if number == away:
+            host.back(1)
+        if host.kernel.kill_at is None:
+            host.kernel.kill_at = len(host.kernel.calls) + every
+        host.kernel.kill_late = bool(killed % 2)
+        try:
+            run.round(2)
+        except Killed:
+            killed += 1
+            host.kernel.kill_at = None
+            host.kernel.sim.bury()
+            run.start()
+            hold.release_all(host.ctx, list(host.md.arrays))
+    host.kernel.kill_at = None
+    run.rounds(20, 5)
+    return killed
+
+
+@pytest.mark.parametrize("every", [1, 2, 3, 5])
+@pytest.mark.parametrize("away", [3, 99])
+def test_it_may_be_killed_at_any_moment(host, run, away, every):
+    assert heals_with_kills(host, run, away, every)
+    assert len(host.in_sync()) == 2
+    assert A in host.in_sync()
+    assert set(records(host).values()) == {GOOD}
+    assert host.md.read("md127") == {b"second"}
+    replaced = [call for call in host.storage.calls if call[0] == "replace"]
+    assert len(replaced) == (0 if away == 3 else 1)
 
 
 def test_nothing_is_asked_for_when_the_intent_cannot_be_written(host, run, monkeypatch):
