@@ -336,10 +336,14 @@ def test_a_host_is_told_what_the_array_is(core, four):
     assert replicas.report_array(core, T, ask) == [strange]
     assert shown(core, uid).array_state == "open"
     assert {one.events for one in published(core, uid, KNOWING).replicas} == {7}
+    clean = ask.model_copy(update={"state": "clean"})
+    replicas.report_array(core, T, clean)
     unpublish(core, uid)
     assert shown(core, uid).array_state == "clean"
     # Whoever was given the volume may have the array.
-    assert published(core, uid, KNOWING).array_state == "clean"
+    answer = published(core, uid, KNOWING)
+    assert answer.array_state == "clean"
+    assert {one.events for one in answer.replicas} == {7}
     assert shown(core, uid).array_state == "open"
     other = HostProbe(host_nqn="nqn.2014-08.org.x:other", host_id="host-2")
     assert published(core, uid, other).shared
@@ -349,11 +353,34 @@ def test_a_host_is_told_what_the_array_is(core, four):
     assert shown(core, uid).array_state == "open"
     with pytest.raises(errors.VolumeNotPublishedError):
         replicas.report_array(core, T, ask)
+    assert kinds(core).count("array.state") == 3
+
+
+def test_a_host_that_reports_and_leaves_without_a_word_leaves_the_array_open(core, four):
+    """Its agent may have died before it could tell of a lost leg."""
+    uid = volumes.create(core, T, volume(replicas=2))
     published(core, uid, KNOWING)
-    clean = ask.model_copy(update={"state": "clean"})
-    replicas.report_array(core, T, clean)
-    assert shown(core, uid).array_state == "clean"
-    assert kinds(core).count("array.state") == 4
+    legs = [LegReport(replica=key, state="Available", events=7) for key in places(core, uid)]
+    ask = ArrayReport(host_id="host-1", vol_id=uid, state="open", legs=legs)
+    replicas.report_array(core, T, ask)
+    unpublish(core, uid)
+    assert shown(core, uid).array_state == "open"
+
+
+@pytest.mark.parametrize("host", [OLD, CHECKING])
+def test_a_host_that_never_reports_leaves_no_counters_that_prove_anything(core, four, host):
+    uid = volumes.create(core, T, volume(replicas=2))
+    published(core, uid, KNOWING)
+    legs = [LegReport(replica=key, state="Available", events=7) for key in places(core, uid)]
+    ask = ArrayReport(host_id="host-1", vol_id=uid, state="clean", legs=legs)
+    replicas.report_array(core, T, ask)
+    unpublish(core, uid)
+    other = host.model_copy(update={"host_id": "host-2", "host_nqn": "nqn.2014-08.org.x:other"})
+    published(core, uid, other)
+    publish.unpublish(core, T, UnpublishRequest(vol_id=uid, host_id="host-2"))
+    answer = published(core, uid, KNOWING)
+    assert answer.array_state == "clean"
+    assert {one.events for one in answer.replicas} == {0}
 
 
 def test_a_report_of_a_whole_array_is_believed_at_once(core, four):
