@@ -20,9 +20,14 @@ from os_brick_nvmeof.agent.round import Round
 
 
 def of_volume(this: Round, view: View) -> Iterator[Action]:
-    if view.array is None or view.array.members is None or not view.array.running:
+    # An array that nobody has written to yet does not know what another host's has missed.
+    if view.array is None or view.array.members is None or not view.array.writable:
         return
     told = {one.uuid: state for one in view.legs if (state := leg_state(this, one))}
+    if view.volume.shared:
+        # While a server moves, two hosts have the array and one of them writes. What is lost here
+        # is lost; what is in sync here may lack what the other one has written.
+        told = {leg: state for leg, state in told.items() if state == MISSING}
     news = [one for one in view.legs if one.uuid in told and _differs(this, one, told[one.uuid])]
     if CAN_REPORT_ARRAYS in this.wanted.abilities:
         yield from _whole(this, view, told, news)

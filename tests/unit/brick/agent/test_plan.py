@@ -80,6 +80,23 @@ def test_a_leg_that_takes_the_next_writes_alone_is_not_called_missing(world, leg
     assert states[other][1] > states[leg][1]
 
 
+@pytest.mark.parametrize("state", ["read-auto", "readonly", "inactive"])
+def test_an_array_that_is_not_written_to_says_nothing(world, leg, state):
+    lose(world, leg)
+    world.state = state
+    assert kinds(planned(world)[1]) == []
+
+
+def test_two_hosts_tell_only_of_losses(world, leg):
+    world.shared = True
+    world.records[0].state, world.records[0].freshness = "Missing", "stale"
+    assert kinds(planned(world)[1]) == []
+    world.records[0].state, world.records[0].freshness = "Available", "fresh"
+    lose(world, leg)
+    (told,) = planned(world)[1].actions
+    assert [(uuid, state) for uuid, state, _ in told.legs] == [(leg, "Missing")]
+
+
 def test_no_leg_is_failed_while_the_other_is_not_in_sync(world, leg):
     world.members[leg] = Place.SYNCING
     world.left[leg] = 9
