@@ -228,12 +228,27 @@ def _replace(this: Round, view: View) -> Iterator[Action | Note]:
             yield Note(volume.uuid, one.uuid, "lost; a migration of another leg goes first")
         elif _may_be_put_in(this, view, one):
             yield Note(volume.uuid, one.uuid, "lost; it can be put back")
+        elif _useless(this, view, one):
+            yield RetireLeg(
+                volume=volume.uuid, leg=one.uuid, reason="this replacement could not be used"
+            )
+            return
         elif why := may_ask(this, view, one.leg):
             yield Note(volume.uuid, one.uuid, f"lost; no replacement is asked for: {why}")
         else:
             yield ask(view, one.leg, f"lost for {this.lost_for(one.uuid):.0f} s")
             # One at a time: the next is asked for when this one is there.
             return
+
+
+def _useless(this: Round, view: View, leg: LegView) -> bool:
+    """Whether it is a replacement that never came to be in sync, and may go."""
+    if leg.leg.freshness not in ("blank", ""):
+        return False
+    if any(one.state == TERMINATING for one in view.volume.legs):
+        return False
+    here = view.volume.staying
+    return any(replacement(this, view, one.uuid) is leg for one in here)
 
 
 # -- let go ---------------------------------------------------------------------------------------

@@ -172,6 +172,28 @@ def test_a_provisioner_without_our_extensions(events):
     ends_redundant(world, agent)
 
 
+def test_a_replacement_that_cannot_be_used_gives_its_place_to_another():
+    world = World(replicas=3, down_time=10.0)
+    agent = Agent(world)
+    agent.round()
+    spoiled = next(iter(world.members))
+    world.members[spoiled] = model.Place.FAULTY
+    spoil(world, spoiled, "tamper")
+    world.version += 1
+    for leg in list(world.members)[1:]:
+        world.disks[leg].version = world.version
+    for _ in range(12):
+        agent.round()
+        world.tick(2)
+        new = [leg for leg, disk in world.disks.items() if disk.node == "n3"]
+        for leg in new:
+            # The new one is spoilt as well, before it can be used.
+            spoil(world, leg, "tamper")
+    assert len(world.records) == 4
+    ends_redundant(world, agent)
+    assert world.asked == [spoiled, spoiled]
+
+
 def test_a_quiet_world_needs_nothing():
     world = World()
     agent = Agent(world)
