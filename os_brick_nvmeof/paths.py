@@ -17,6 +17,7 @@ from oslo_log import log as logging
 
 from os_brick_nvmeof import conf, errors, fabrics, identify, records, removal, sysfs, waiting
 from os_brick_nvmeof.context import Context
+from os_brick_nvmeof.host import CommandError
 from os_brick_nvmeof.legs import RESCAN, LegConnect, LegDevice, LegOutcome, usable
 from os_brick_nvmeof.props import Leg, Volume
 
@@ -99,7 +100,7 @@ def undo(ctx: Context, outcomes: Sequence[LegOutcome]) -> None:
                 for device in _others(ctx, seen, uuids, known)
                 if seen.uuids[device] in known or not ours_alone or _held_by(ctx, device)
             ]
-            if others or not made:
+            if others or not made or _stop_inactive(ctx, seen, uuids):
                 continue
             devices = _only_through(seen, names)
             calls = removal.begin(ctx, made)
@@ -151,6 +152,7 @@ def _release(ctx: Context, volume: Volume, nqn: str, legs: Sequence[Leg], force:
                 raise _held(volume, about, f"{', '.join(holders)} is made of {device}")
         records.note(ctx, nqn, uuids, records.RELEASED, seen.uuids.values())
         others = _others(ctx, seen, uuids, records.of(ctx, nqn))
+        others = others or _stop_inactive(ctx, seen, uuids)
         if others:
             LOG.debug("Subsystem %s stays connected for %s", nqn, ", ".join(others))
             return
@@ -249,12 +251,43 @@ def _only_through(seen: sysfs.Subsystem, controllers: Collection[str]) -> list[s
 def _others(
     ctx: Context, seen: sysfs.Subsystem, uuids: Collection[str], known: Mapping[str, str]
 ) -> list[str]:
-    """Block devices of a subsystem that are not ours and may be in use on this host."""
+    """Block devices of a subsystem that are not ours and may be in use on this host.
+
+    What udev's incremental assembly has begun with a namespace that is merely published is none.
+    """
     return [
         device
         for device, uuid in seen.uuids.items()
-        if uuid not in uuids and (known.get(uuid) != records.RELEASED or _held_by(ctx, device))
+        if uuid not in uuids and _is_used(ctx, device, known.get(uuid))
     ]
+
+
+def _is_used(ctx: Context, device: str, record: str | None) -> bool:
+    if record == records.ATTACHED:
+        return True
+    holders = _held_by(ctx, device)
+    if holders and all(_is_inactive(ctx, each) for each in holders):
+        return False
+    return bool(holders) or record != records.RELEASED
+
+
+def _is_inactive(ctx: Context, name: str) -> bool:
+    """Whether it is an array that was never started: it serves nobody."""
+    return sysfs.read(ctx.host.root / sysfs.BLOCK / name / "md" / "array_state") == "inactive"
+
+
+def _stop_inactive(ctx: Context, seen: sysfs.Subsystem, uuids: Collection[str]) -> list[str]:
+    """Stop inactive arrays that hold namespaces which are not ours; gives those that stay."""
+    held = [_held_by(ctx, device) for device, uuid in seen.uuids.items() if uuid not in uuids]
+    stay = []
+    for name in dict.fromkeys(name for names in held for name in names):
+        if _is_inactive(ctx, name):
+            try:
+                ctx.host.run("mdadm", "--stop", f"/dev/{name}")
+            except CommandError as error:
+                LOG.info("Inactive array %s stays: %s", name, error)
+                stay.append(name)
+    return stay
 
 
 def _held_by(ctx: Context, device: str) -> list[str]:

@@ -6,7 +6,8 @@ import functools
 
 import pytest
 
-from os_brick_nvmeof import errors, props, replicated
+from os_brick_nvmeof import errors, props, records, replicated
+from os_brick_nvmeof.host import CommandError
 from tests.unit.brick.volumes import GIB, LEGS, NOTHING, OVERHEAD, PATH, World, runs, stale_first
 
 
@@ -208,6 +209,50 @@ def test_the_subsystem_of_another_volume_stays(world):
     world.used()
     world.attach()
     world.kernel.hold("nvme0n2", "dm-9")
+    world.detach()
+    world.settle()
+    assert [nqn for nqn, _ in world.kernel.controllers()] == ["nqn.0"]
+
+
+def begun_by_udev(world):
+    """Another volume is published to this host, and not attached: udev begins with its one leg."""
+    other = "0b6fe5d1-0000-4000-8000-0000000000ee"
+    world.targets[0].publish(other)
+    world.used()
+    world.attach()
+    world.kernel.hold("nvme0n2", "md99")
+    where = world.kernel.root / "sys/class/block/md99/md"
+    where.mkdir(parents=True, exist_ok=True)
+    (where / "array_state").write_text("inactive\n")
+    return other
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_what_udev_began_with_a_published_leg_is_stopped(world, stops):
+    begun_by_udev(world)
+    seen = []
+
+    mdadm = world.kernel.commands["mdadm"]
+
+    def run(*argv, timeout):
+        if argv[-1] != "/dev/md99":
+            return mdadm(*argv, timeout=timeout)
+        seen.append(argv)
+        if not stops:
+            raise CommandError(argv, 1, "Cannot stop")
+        world.kernel.let_go("nvme0n2", "md99")
+        return ""
+
+    world.kernel.commands["mdadm"] = run
+    world.detach()
+    world.settle()
+    assert seen == [("mdadm", "--stop", "/dev/md99")]
+    assert [nqn for nqn, _ in world.kernel.controllers()] == ([] if stops else ["nqn.0"])
+
+
+def test_what_udev_began_with_a_leg_on_its_way_is_left_alone(world):
+    other = begun_by_udev(world)
+    records.note(world.ctx, "nqn.0", [other], records.ATTACHED, [other])
     world.detach()
     world.settle()
     assert [nqn for nqn, _ in world.kernel.controllers()] == ["nqn.0"]
