@@ -12,6 +12,8 @@ from oslo_config import generator
 from cinder_kumo import conf as driver_conf
 from kumo_node import conf as node_conf
 from kumo_provisioner import conf as provisioner_conf
+from os_brick_nvmeof import conf as connector_conf
+from os_brick_nvmeof.agent import conf as agent_conf
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 UNITS = sorted((ROOT / "etc/systemd").glob("*.service"))
@@ -20,6 +22,8 @@ REFERENCES = {
     "provisioner.conf.full": ("kumo_provisioner", provisioner_conf),
     "node.conf.full": ("kumo_node", node_conf),
     "cinder-backend.conf.full": ("cinder_kumo", driver_conf),
+    "os-brick.conf.full": ("os_brick_nvmeof", connector_conf),
+    "agent.conf.full": ("os_brick_nvmeof.agent", agent_conf),
 }
 
 
