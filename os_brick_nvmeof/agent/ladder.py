@@ -49,13 +49,13 @@ def of_volume(this: Round, view: View) -> Iterator[Action | Note]:
     if array.members is None:
         yield Note(view.volume.uuid, "", "the members of its array could not be told")
         return
-    yield from _fail(this, view, array)
     if not array.writable:
         yield Note(view.volume.uuid, "", f"its array is {array.state}; nothing may be written")
         return
     if view.volume.shared:
         yield Note(view.volume.uuid, "", "another host has it as well; its legs stay as they are")
         return
+    yield from _fail(this, view, array)
     if not view.good():
         yield Note(view.volume.uuid, "", "no leg is in sync and reachable; paths are mended only")
         return

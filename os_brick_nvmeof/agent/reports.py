@@ -24,10 +24,10 @@ def of_volume(this: Round, view: View) -> Iterator[Action]:
     if view.array is None or view.array.members is None or not view.array.writable:
         return
     told = {one.uuid: state for one in view.legs if (state := leg_state(this, one))}
-    if view.volume.shared:
-        # While a server moves, two hosts have the array and one of them writes. What is lost here
-        # is lost; what is in sync here may lack what the other one has written.
-        told = {leg: state for leg, state in told.items() if state == MISSING}
+    if view.volume.shared and not any(_lost_now(view, leg, told[leg]) for leg in told):
+        # While a server moves, two hosts have the array and one of them writes. Only that one sees
+        # legs fail; what the other one takes to be in sync may lack what was written.
+        return
     news = [one for one in view.legs if one.uuid in told and _differs(this, one, told[one.uuid])]
     if CAN_REPORT_ARRAYS in this.wanted.abilities:
         yield from _whole(this, view, told, news)
@@ -39,6 +39,11 @@ def of_volume(this: Round, view: View) -> Iterator[Action]:
             state=told[one.uuid],
             reason=f"it was {one.leg.state}",
         )
+
+
+def _lost_now(view: View, leg: str, state: str) -> bool:
+    one = view.volume.leg(leg)
+    return state == MISSING and one is not None and one.state != MISSING
 
 
 def leg_state(this: Round, one: LegView) -> str:

@@ -377,7 +377,12 @@ class World:
             record.events = events or record.events
             seen[leg] = events
         law.judge(self.records, seen)
-        fresh = [one.uuid for one in self.records if one.freshness == "fresh"]
+        # A leg that is to go stays in the array while it is the only one; nobody else gets it.
+        fresh = [
+            one.uuid
+            for one in self.records
+            if one.freshness == "fresh" or one.state == "Terminating"
+        ]
         if not any(self.disks[leg].version == self.version for leg in fresh):
             raise HarmError("no leg with all writes is recorded as fresh any more")
 

@@ -87,14 +87,22 @@ def test_an_array_that_is_not_written_to_says_nothing(world, leg, state):
     assert kinds(planned(world)[1]) == []
 
 
-def test_two_hosts_tell_only_of_losses(world, leg):
+def test_of_two_hosts_the_one_that_sees_a_leg_fail_tells(world, leg):
     world.shared = True
     world.records[0].state, world.records[0].freshness = "Missing", "stale"
     assert kinds(planned(world)[1]) == []
     world.records[0].state, world.records[0].freshness = "Available", "fresh"
     lose(world, leg)
     (told,) = planned(world)[1].actions
-    assert [(uuid, state) for uuid, state, _ in told.legs] == [(leg, "Missing")]
+    assert [state for _, state, _ in told.legs] == ["Missing", "Available"]
+
+
+def test_a_leg_of_a_volume_that_two_hosts_have_is_left_in(world, leg):
+    world.shared = True
+    world.link["n0"] = False
+    memory, _ = planned(world)
+    world.now += 60
+    assert kinds(planned(world, memory)[1]) == []
 
 
 def test_no_leg_is_failed_while_the_other_is_not_in_sync(world, leg):
