@@ -184,12 +184,15 @@ def _moved(trial: Trial, volume: str, legs: list[Leg], wrote: str) -> None:
         trial.check_empty()
         for leg in legs:
             _swap(leg.node)
-        trial.compute.connect(attachments[1])
+        for attachment in attachments:
+            trial.compute.connect(attachment)
+        trial.ctx.check(trial.digest(attachments[0].path) == wrote, "the first lost its data")
         trial.ctx.check(trial.digest(attachments[1].path) == other, "the second lost its data")
-        trial.compute.disconnect(attachments[1])
+        for attachment in attachments:
+            trial.compute.disconnect(attachment)
+        trial.check_empty()
         for attachment in attachments:
             trial.compute.forget(attachment)
-        trial.check_empty()
 
 
 def _swap(node: Machine) -> None:
