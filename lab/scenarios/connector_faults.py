@@ -13,7 +13,7 @@ from lab.scenarios._connector import Trial, leg_uuids
 
 SUMMARY = "connector: dead legs at attach, under load and at detach; stale legs; a host's reboot"
 NEEDS = Needs(storage=2, compute=1)
-# With connect_timeout at its default.
+# With connect_timeout at its default; on top of what an attach takes on an emulated processor.
 _ATTACH_SECONDS = 5.0
 _STALL_SECONDS = 15.0
 _DETACH_SECONDS = 30.0
@@ -119,6 +119,11 @@ def _refused(trial: Trial, attachment: Attachment, code: str) -> None:
 
 
 def _dead_at_attach(trial: Trial, volume: str, wrote: str) -> None:
+    with trial.case("attach with both legs, to compare"):
+        attachment = trial.compute.attach(volume)
+        usual = attachment.seconds
+        trial.ctx.note(f"{usual:.1f} s")
+        trial.detach(attachment)
     for how, away, back in (
         ("refuses connections", _refuse, _accept),
         ("is silent", Machine.cut, Machine.heal),
@@ -127,12 +132,14 @@ def _dead_at_attach(trial: Trial, volume: str, wrote: str) -> None:
         node = _nodes(trial, volume)[1]
         away(node)
         try:
-            with trial.case(f"attach while {node.name} {how}: within {_ATTACH_SECONDS:.0f} s"):
+            with trial.case(
+                f"attach while {node.name} {how}: at most {_ATTACH_SECONDS:.0f} s more"
+            ):
                 trial.compute.connect(attachment)
                 trial.ctx.note(f"{attachment.seconds:.1f} s")
                 trial.ctx.check(trial.digest(attachment.path) == wrote, "other data is read")
                 took = attachment.seconds
-                trial.ctx.check(took < _ATTACH_SECONDS, f"it took {took:.1f} s")
+                trial.ctx.check(took < usual + _ATTACH_SECONDS, f"it took {took:.1f} s")
                 trial.compute.disconnect(attachment)
                 trial.check_empty()
         finally:
