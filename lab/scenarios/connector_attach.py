@@ -105,8 +105,9 @@ def _at_once(trial: Trial) -> None:
         compute.together("connect", attachments)
         found = sorted(item.nqn for item in trial.controllers())
         trial.ctx.check(found == sorted(wanted), f"connected {found}, wanted {sorted(wanted)}")
-        sizes = {trial.size(item.path) for item in attachments}
-        trial.ctx.check(sizes == {GIB}, f"sizes {sizes}")
+        paths = " ".join(item.path for item in attachments)
+        sizes = trial.run(f"for d in {paths}; do blockdev --getsize64 $d; done").split()
+        trial.ctx.check(sizes == [str(GIB)] * _AT_ONCE, f"sizes {sizes}")
         arrays = len(trial.arrays())
         trial.ctx.check(arrays == half, f"{arrays} arrays for {half} replicated volumes")
         down = compute.together("disconnect", attachments, force=False)
