@@ -116,17 +116,17 @@ def find(ctx: Context, volume: Volume, devices: Collection[str] = ()) -> Array |
     :raises UnknownDataError: an array holds one of them, and it cannot be told which it is.
     :raises OSError: when the kernel could not tell.
     """
-    silent = []
+    others = []
     for array in everyone(ctx.host.root):
         if array.uuid == volume.uuid:
             return array
-        if not array.uuid:
-            silent.append(array)
-    held = [array for array in silent if array.names & set(devices)]
+        others.append(array)
+    held = [array for array in others if array.names & set(devices)]
+    silent = [array for array in others if not array.uuid]
     for array in held or [array for array in silent if _likely(ctx.host.root, volume, array)]:
         seen = _content(ctx, array)
         if isinstance(seen, superblock.Superblock):
-            if seen.array_uuid == volume.uuid:
+            if seen.of(volume):
                 return array
         elif array in held:
             raise errors.UnknownDataError(

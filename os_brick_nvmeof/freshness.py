@@ -111,10 +111,12 @@ class Assemble:
     :ivar rejoin: to be added afterwards; empty unless the array may be written.
     :ivar places: of the array.
     :ivar warnings: what a person should know, in words.
+    :ivar uuid: of the array: that of the volume unless stock os-brick made it.
     """
 
     members: tuple[Leg, ...]
     places: int
+    uuid: str
     mode: Mode = Mode.NORMAL
     filling: tuple[Leg, ...] = ()
     rejoin: tuple[Rejoin, ...] = ()
@@ -167,13 +169,16 @@ def decide(volume: Volume, views: Sequence[View]) -> Decision:
 
 def _ours(volume: Volume, views: Sequence[View]) -> list[_Ours]:
     """The legs with superblocks of the array; anything that is not ours refuses everything."""
-    found = []
+    found: list[_Ours] = []
+    uuids = {seen.array_uuid for _, seen in views if isinstance(seen, Superblock)}
     for leg, seen in views:
         if isinstance(seen, Foreign):
             raise _refuse(errors.ForeignDataError, volume, leg, str(seen), _FOREIGN_WAY)
         if not isinstance(seen, Superblock):
             continue
-        if seen.array_uuid != volume.uuid:
+        # Of two arrays of that name, that of the volume's UUID is the one; else nobody can tell.
+        doubtful = len(uuids) > 1 and seen.array_uuid != volume.uuid
+        if doubtful or not seen.of(volume):
             text = f"it holds the superblock of array {seen.array_uuid} ({seen.name})"
             raise _refuse(errors.ForeignDataError, volume, leg, text, _FOREIGN_WAY)
         if seen.level != _RAID1 or seen.reshaping:
@@ -263,6 +268,7 @@ def _assemble(volume: Volume, views: Sequence[View], ours: list[_Ours]) -> Assem
     return Assemble(
         members=tuple(one.leg for one in members),
         places=freshest.block.raid_disks,
+        uuid=freshest.block.array_uuid,
         mode=mode,
         filling=tuple(one.leg for one in filling),
         rejoin=tuple(rejoin[: max(free, 0)]) if mode is Mode.NORMAL else (),

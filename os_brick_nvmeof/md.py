@@ -162,7 +162,7 @@ def assemble(
     :raises ArrayError: mdadm did not bring it up in time.
     :raises StillInUseError: an array with other legs is there, and in use.
     """
-    argv = ["mdadm", "--assemble", arrays.link(volume), f"--uuid={mdadm_uuid(volume.uuid)}"]
+    argv = ["mdadm", "--assemble", arrays.link(volume), f"--uuid={mdadm_uuid(plan.uuid)}"]
     if len(members) < plan.places:
         argv.append("--run")
     if plan.mode is not Mode.NORMAL:

@@ -22,6 +22,7 @@ import struct
 import uuid
 
 from os_brick_nvmeof.host import Host
+from os_brick_nvmeof.props import Volume
 
 OFFSET = 4096
 MAGIC = 0xA92B4EFC
@@ -84,6 +85,15 @@ class Superblock:
     recovery_offset: int
     feature_map: int
     update_time: int
+
+    def of(self, volume: Volume) -> bool:
+        """Whether its array is that of a volume.
+
+        Ours have the volume's UUID. Stock os-brick lets mdadm make one up, and gives the array
+        the alias for its name, on home host "any" (``create_raid()`` in nvmeof.py); mdadm leaves
+        the home host out where both do not fit.
+        """
+        return self.array_uuid == volume.uuid or self.name in (volume.alias, f"any:{volume.alias}")
 
     @property
     def role(self) -> int:

@@ -144,12 +144,34 @@ def test_nothing_is_made_for_a_second_host():
 @pytest.mark.parametrize("stale", [False, True])
 def test_a_leg_of_another_array_or_with_other_data(state, stale):
     given = volume(array_state=state, accept_stale=stale)
-    other = dataclasses.replace(sb(), array_uuid="0b6fe5d1-0000-4000-8000-000000000009")
+    other = dataclasses.replace(
+        sb(), array_uuid="0b6fe5d1-0000-4000-8000-000000000009", name="any:volume-2"
+    )
     text = refused(decide(given, sb(), other), errors.ForeignDataError, 1)
     assert "0b6fe5d1-0000-4000-8000-000000000009" in text
     refused(decide(given, other, other), errors.ForeignDataError, 0)
     refused(decide(given, other, Blank()), errors.ForeignDataError, 0)
     refused(decide(given, Blank(), Foreign("it holds a file system")), errors.ForeignDataError, 1)
+
+
+def test_an_array_that_stock_made_has_our_name_and_a_uuid_of_its_own():
+    made = "0b6fe5d1-0000-4000-8000-000000000009"
+    for name in ("any:volume-1", "volume-1"):
+        one, two = (dataclasses.replace(sb(at), array_uuid=made, name=name) for at in (0, 1))
+        decision = decide(volume(), one, two)
+        assert isinstance(decision, Assemble)
+        assert decision.uuid == made
+        assert len(decision.members) == 2
+    assert decide(volume(), sb(), sb(1)).uuid == h.VOLUME
+
+
+def test_of_two_arrays_of_one_name_nobody_can_tell():
+    one, two = (
+        dataclasses.replace(sb(at), array_uuid=f"0b6fe5d1-0000-4000-8000-00000000000{at}")
+        for at in (0, 1)
+    )
+    refused(decide(volume(), one, two), errors.ForeignDataError, 0)
+    refused(decide(volume(), sb(), two), errors.ForeignDataError, 1)
 
 
 def test_an_array_that_is_no_mirror_or_is_being_changed():

@@ -263,6 +263,27 @@ def test_an_array_that_stock_attached_is_taken_and_let_go(world):
     assert world.everything() == NOTHING
 
 
+@pytest.mark.parametrize("attached", [False, True])
+def test_an_array_that_stock_made_has_a_uuid_of_its_own(world, attached):
+    world.used()
+    world.attach()
+    array = world.md.arrays["md127"]
+    array.uuid = "0b6fe5d1-0000-4000-8000-000000000009"
+    for device in array.members:
+        world.md._store(array, device)
+    world.md._show(array)
+    if not attached:
+        world.detach()
+        world.settle()
+        assert world.everything() == NOTHING
+    assert world.attach() == PATH
+    (found,) = world.md.arrays.values()
+    assert found.uuid == "0b6fe5d1-0000-4000-8000-000000000009"
+    world.detach()
+    world.settle()
+    assert world.everything() == NOTHING
+
+
 def test_an_array_in_use_stays_when_a_leg_is_lost_meanwhile(world):
     world.used()
     world.attach()
