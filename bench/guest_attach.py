@@ -84,11 +84,9 @@ class Case:
         if plan["again"] and isinstance(subject, Brick):
             self._all(subject.connect, volumes, tell, "connect again")
         if plan["create"]:
+            self._use()
             self._all_of(subject.disconnect, volumes, tell, "disconnect")
-            for volume in volumes:
-                volume["kumo"]["array_state"] = "clean"
-                if plan["dead"]:
-                    volume["volume_replicas"][1]["portals"][0][0] = plan["dead"]
+            self._record(volumes)
             self._all(subject.connect, volumes, tell, "re-attach")
         if plan["grown"]:
             self._extend(subject, volumes, tell)
@@ -99,6 +97,20 @@ class Case:
             self._targets.wipe(leg)
         for volume in volumes if self.plan["create"] else []:
             volume["kumo"]["array_state"] = "new"
+
+    def _use(self) -> None:
+        """Write to each array once: one that was never written may be made again."""
+        for path in self._paths:
+            run("dd", "if=/dev/zero", f"of={path}", "bs=4k", "count=1", "oflag=direct,sync")
+
+    def _record(self, volumes: list[dict[str, Any]]) -> None:
+        """What the provisioner knows of arrays that were stopped in order."""
+        for volume in volumes:
+            volume["kumo"]["array_state"] = "clean"
+            for leg in volume["kumo"]["replicas"]:
+                leg |= {"freshness": "fresh", "events": self._targets.events(leg["uuid"])}
+            if self.plan["dead"]:
+                volume["volume_replicas"][1]["portals"][0][0] = self.plan["dead"]
 
     def _all(self, call: Any, volumes: list[Any], tell: Callable[..., None], what: str) -> None:
         multipath = self.plan["multipath"]

@@ -14,6 +14,7 @@ from pathlib import Path
 PORT = 4420
 _NVMET = Path("/sys/kernel/config/nvmet")
 _FILES = Path("/run/legs")
+_EVENTS_AT = 4096 + 200
 
 
 def run(*argv: str) -> str:
@@ -81,6 +82,12 @@ class Targets:
             file.truncate(size)
         run("losetup", "-c", self._loops[leg])
         (self._namespaces[leg] / "revalidate_size").write_text("1")
+
+    def events(self, leg: str) -> int:
+        """The event counter in a leg's md superblock (include/uapi/linux/raid/md_p.h)."""
+        with (_FILES / leg).open("rb") as file:
+            file.seek(_EVENTS_AT)
+            return int.from_bytes(file.read(8), "little")
 
     def wipe(self, leg: str) -> None:
         """Make a leg that no host is connected to read as zeros."""
