@@ -14,7 +14,7 @@ from lab.scenarios._connector import Trial
 
 SUMMARY = "connector: blank, foreign and unreadable legs, moved namespaces, udev off, SIGKILL"
 NEEDS = Needs(storage=2, compute=1)
-_KILLS = 12
+_KILLS = 8
 # md's superblock of version 1.2, the bitmap behind it, and room before the data.
 _HEAD_KIB = 1024
 _RULE = "64-md-raid-assembly.rules"
