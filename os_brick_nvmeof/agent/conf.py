@@ -168,8 +168,8 @@ OPTS = [*_PROVISIONER, *_HOST, *_ROUNDS, *_HEALING, *_SEEN]
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:
-    """For oslo.config's generator."""
-    return [(GROUP, OPTS), *connector_conf.list_opts()]
+    """For oslo.config's generator: the agent's own, beside which it has the connector's."""
+    return [(GROUP, OPTS)]
 
 
 def load(files: Sequence[str]) -> cfg.ConfigOpts:

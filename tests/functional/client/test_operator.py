@@ -266,7 +266,7 @@ def test_events_are_followed_while_things_happen(kumo, nodes):
         stderr=subprocess.PIPE,
         text=True,
     ) as follower:
-        watchdog = threading.Timer(30, follower.kill)
+        watchdog = threading.Timer(120, follower.kill)
         watchdog.start()
         uid = kumo.json("volume", "create", "v", 1)["uuid"]
         kumo("volume", "delete", "v", "--yes")
