@@ -84,8 +84,20 @@ class Raw:
             options += ["--homehost=any", "--assume-clean", f"--size={size}", "--metadata=1.2"]
             _run("mdadm", "--create", path, "--name", data["alias"], *options, *devices)
         else:
-            _run("mdadm", "--assemble", "--run", path, *devices)
+            self._assemble(path, devices)
         return path
+
+    def _assemble(self, path: str, devices: list[str]) -> None:
+        """Assemble; udev's own assembly of the same legs can be in the way for a moment."""
+        deadline = time.monotonic() + _READY_SECONDS
+        while True:
+            try:
+                _run("mdadm", "--assemble", "--run", path, *devices)
+                return
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
 
     def disconnect(self, data: dict[str, Any]) -> None:
         """Detach."""
