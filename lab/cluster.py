@@ -33,6 +33,7 @@ from lab.progress import Progress
 DEFAULT_NAME = "kumo"
 SSDS = 2
 SSD_GIB = 16
+DISKS = {"ssds": SSDS, "ssd_gib": SSD_GIB}
 _SHIPPED = (
     "bench",
     "cinder_kumo",

@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from lab import failures
+from lab.cluster import DISKS
 from lab.progress import Progress
 from lab.scenario import Context, Needs, Scenario
 
@@ -85,7 +86,7 @@ class Runner:
         self._directory, self._clock, self._now = directory, clock, now
         self._lab: Lab | None = None
         self._ours = not labs.exists(name)
-        # A lab made here is large enough for all that is to run, so that it is made once.
+        # A lab made here is large enough for all that is still to run, so that it is made once.
         self._planned = Needs(0, 0)
         self.outcomes: list[Outcome] = []
 
@@ -96,10 +97,11 @@ class Runner:
 
         :raises LabError: the lab could not be taken down.
         """
-        for scenario in scenarios:
-            self._planned = self._planned.union(scenario.needs)
         try:
             for number, scenario in enumerate(scenarios, 1):
+                self._planned = Needs(0, 0)
+                for later in scenarios[number:]:
+                    self._planned = self._planned.union(later.needs)
                 self._run(scenario, last=number == len(scenarios))
         except BaseException:
             if not self._keep:
@@ -137,15 +139,17 @@ class Runner:
         return path
 
     def _fit_lab(self, needs: Needs) -> Lab:
-        """The running lab if it can be shared, else a new one, never smaller than that was."""
+        """The running lab if it can be shared, else a new one, never smaller than one that was
+        there before."""
         if self._labs.exists(self._name):
             # The same object as before: a guest's agent serves one connection at a time.
             lab = self._lab or self._labs.load(self._name)
             has = _machines(lab)
             enough = has.storage >= needs.storage and has.compute >= needs.compute
-            if enough and _has_disks(lab, needs) and self._fit(lab):
+            if enough and self._has_disks(lab, needs) and self._fit(lab):
                 return lab
-            needs = needs.union(has)
+            if not self._ours:
+                needs = needs.union(has)
             self._down()
         self._ours = True
         needs = needs.union(self._planned)
@@ -156,6 +160,18 @@ class Runner:
             progress=self._progress,
             kernel=self._kernel,
             **needs.disks(),
+        )
+
+    def _has_disks(self, lab: Lab, needs: Needs) -> bool:
+        """Whether the storage machines have just the disks that are wanted.
+
+        A lab that was there before is taken with any, by who says nothing of disks.
+        """
+        wanted = (DISKS if self._ours else {}) | needs.disks()
+        return all(
+            getattr(machine.spec, name) == value
+            for name, value in wanted.items()
+            for machine in lab.storage
         )
 
     def _fit(self, lab: Lab) -> bool:
@@ -174,15 +190,6 @@ class Runner:
 def _machines(lab: Lab) -> Needs:
     roles = [machine.role for machine in lab.machines.values()]
     return Needs(roles.count("storage"), roles.count("compute"))
-
-
-def _has_disks(lab: Lab, needs: Needs) -> bool:
-    """Whether the storage machines have just the disks that are wanted."""
-    return all(
-        getattr(machine.spec, name) == value
-        for name, value in needs.disks().items()
-        for machine in lab.storage
-    )
 
 
 def summary(outcomes: Sequence[Outcome]) -> Table:

@@ -28,7 +28,8 @@ PACKAGE = "lab.scenarios"
 class Needs:
     """What a scenario runs on: numbers of machines, and whether it starts OpenStack services.
 
-    ``ssds`` of ``ssd_gib`` GiB each for a storage machine; None: as many and as large as there are.
+    ``ssds`` of ``ssd_gib`` GiB each for a storage machine; None: as ``kumo-lab up`` gives them, or
+    whatever a lab has that somebody made before.
     """
 
     storage: int = 3
@@ -38,13 +39,13 @@ class Needs:
     ssd_gib: int | None = None
 
     def union(self, other: Needs) -> Needs:
-        """What is enough for both; where they want other disks, these."""
+        """Machines that are enough for both, with our own disks: other disks fit only some."""
         return Needs(
             max(self.storage, other.storage),
             max(self.compute, other.compute),
             self.openstack or other.openstack,
-            self.ssds or other.ssds,
-            self.ssd_gib or other.ssd_gib,
+            self.ssds,
+            self.ssd_gib,
         )
 
     def disks(self) -> dict[str, Any]:
@@ -163,9 +164,20 @@ class Registry:
         return Scenario(name, module.SUMMARY, module.NEEDS, module.run, module)
 
     def all(self) -> list[Scenario]:
-        """All scenarios, those that need most machines first: the rest can share their lab."""
+        """All scenarios, those that need most machines first: the rest can share their lab.
+
+        Those that want other disks come last: they need a lab of their own.
+        """
         found = [self.get(name) for name in self.names()]
-        return sorted(found, key=lambda s: (-s.needs.storage, -s.needs.compute, s.name))
+        return sorted(
+            found,
+            key=lambda s: (
+                s.needs.ssd_gib is not None,
+                -s.needs.storage,
+                -s.needs.compute,
+                s.name,
+            ),
+        )
 
 
 def _modules() -> list[str]:

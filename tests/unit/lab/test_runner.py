@@ -190,6 +190,26 @@ def test_the_summary_has_a_line_for_each_scenario(runner, screen):
 def test_a_scenario_that_wants_other_disks_gets_a_lab_with_them(runner, labs, screen):
     up(labs, screen)
     small = scenario("small", Needs(1, 0, ssds=3, ssd_gib=2))
-    assert runner().run([small, scenario("any"), small])
+    assert runner().run([scenario("any"), small, small])
     assert labs.events == ["down t", "up t 3+1 ('ssds', 3) ('ssd_gib', 2)", "down t"]
     assert str(small.needs) == "1 storage, 0 compute, 3 SSDs, SSDs of 2 GiB"
+
+
+def test_who_says_nothing_of_disks_never_gets_those_of_another(runner, labs):
+    small = scenario("small", Needs(1, 0, ssd_gib=2))
+    same = scenario("same", Needs(1, 0, ssds=2))
+    assert runner().run([scenario("any"), same, small, scenario("any"), small])
+    assert labs.events == [
+        *("up t 3+1", "down t"),
+        *("up t 3+1 ('ssd_gib', 2)", "down t"),
+        *("up t 3+1", "down t"),
+        # Nothing more is to come.
+        *("up t 1+0 ('ssd_gib', 2)", "down t"),
+    ]
+
+
+def test_a_lab_that_somebody_made_is_taken_as_it_is(runner, labs, screen):
+    labs.up("t", storage=3, compute=1, progress=screen, kernel="6.12", ssds=4, ssd_gib=1)
+    labs.events.clear()
+    assert runner().run([scenario("any")])
+    assert labs.events == []
