@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,22 @@ class ControlPlane:
         :param budget: seconds for one call, repeats included.
         """
         return Client(self, budget)
+
+    @contextlib.contextmanager
+    def only(self, name: str) -> Iterator[None]:
+        """Let one storage node alone get new replicas meanwhile."""
+        others = [
+            backend["persistentID"]
+            for backend in self.kumo_json("backend", "list")
+            if backend["name"] != name
+        ]
+        try:
+            for other in others:
+                self.kumo("backend", "cordon", other)
+            yield
+        finally:
+            for other in others:
+                self.kumo("backend", "uncordon", other)
 
     def kill(self) -> None:
         """SIGKILL the provisioner."""

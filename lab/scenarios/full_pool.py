@@ -27,42 +27,45 @@ def run(ctx: Context) -> None:
     client = plane.client()
     host = PlainHost(ctx.lab.compute[0], client)
     try:
-        with ctx.step("thin volumes are sold, more than the pools have"):
-            by_pool = _sell(client)
-            pool, volumes = max(by_pool.items(), key=lambda item: len(item[1]))
-            (other,) = [found[0] for name, found in by_pool.items() if name != pool][:1]
-            ctx.check(len(volumes) * GIB > 3, f"pool {pool} has only {volumes}")
-        with ctx.step("each is attached, marked and read back"):
-            devices = {volume: host.attach(volume) for volume in (*volumes, other)}
-            marks = {volume: _mark(host, device) for volume, device in devices.items()}
-        with ctx.step("one after the other is filled until the pool is full") as task:
-            refused = _fill(ctx, host, [devices[volume] for volume in volumes])
-            task.update(refused)
-        _look(ctx, plane, client, pool)
-        with ctx.step("what was written is there, the other pool works"):
-            _compare(ctx, host, devices, marks)
-            host.machine.run(
-                f"dd if=/dev/zero of={devices[other]} bs=1M seek=512 count=8 {_DIRECT}"
-            )
-        with ctx.step("a volume is deleted; the pool is usable again, nothing is lost"):
-            gone = volumes.pop()
-            host.detach(gone)
-            client.delete_volume(gone)
-            del devices[gone], marks[gone]
-            _recover(ctx, client, pool)
-            host.machine.run(
-                f"dd if=/dev/zero of={devices[volumes[0]]} bs=1M seek=512 count=64 {_DIRECT}"
-            )
-            _compare(ctx, host, devices, marks)
-        with ctx.step("delete"):
-            for volume in devices:
-                host.detach(volume)
-                client.delete_volume(volume)
-            host.disconnect()
-            left = inventory(ctx.lab)
-            ctx.check(not any(left.values()), f"left behind: {left}")
+        with plane.only(ctx.lab.storage[0].name):
+            _brim(ctx, plane, client, host)
     finally:
         client.close()
+
+
+def _brim(ctx: Context, plane: ControlPlane, client: Client, host: PlainHost) -> None:
+    with ctx.step("thin volumes are sold, more than the pools have"):
+        by_pool = _sell(client)
+        pool, volumes = max(by_pool.items(), key=lambda item: len(item[1]))
+        (other,) = [found[0] for name, found in by_pool.items() if name != pool][:1]
+        ctx.check(len(volumes) * GIB > 3, f"pool {pool} has only {volumes}")
+    with ctx.step("each is attached, marked and read back"):
+        devices = {volume: host.attach(volume) for volume in (*volumes, other)}
+        marks = {volume: _mark(host, device) for volume, device in devices.items()}
+    with ctx.step("one after the other is filled until the pool is full") as task:
+        refused = _fill(ctx, host, [devices[volume] for volume in volumes])
+        task.update(refused)
+    _look(ctx, plane, client, pool)
+    with ctx.step("what was written is there, the other pool works"):
+        _compare(ctx, host, devices, marks)
+        host.machine.run(f"dd if=/dev/zero of={devices[other]} bs=1M seek=512 count=8 {_DIRECT}")
+    with ctx.step("a volume is deleted; the pool is usable again, nothing is lost"):
+        gone = volumes.pop()
+        host.detach(gone)
+        client.delete_volume(gone)
+        del devices[gone], marks[gone]
+        _recover(ctx, client, pool)
+        host.machine.run(
+            f"dd if=/dev/zero of={devices[volumes[0]]} bs=1M seek=512 count=64 {_DIRECT}"
+        )
+        _compare(ctx, host, devices, marks)
+    with ctx.step("delete"):
+        for volume in devices:
+            host.detach(volume)
+            client.delete_volume(volume)
+        host.disconnect()
+        left = inventory(ctx.lab)
+        ctx.check(not any(left.values()), f"left behind: {left}")
 
 
 _DIRECT = "oflag=direct conv=fsync status=none"
@@ -133,8 +136,13 @@ def _check_prompt(ctx: Context, host: PlainHost, device: str) -> None:
 
 
 def _pool(client: Client, name: str) -> Any:
-    (backend,) = client.backends()
-    return backend, next(pool for pool in backend.pools if pool.name == name)
+    """A pool and its node."""
+    return next(
+        (backend, pool)
+        for backend in client.backends()
+        for pool in backend.pools
+        if pool.name == name
+    )
 
 
 def _look(ctx: Context, plane: ControlPlane, client: Client, name: str) -> None:

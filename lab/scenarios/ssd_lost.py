@@ -41,14 +41,10 @@ def run(ctx: Context) -> None:
     plane.start(ctx.progress)
     node, host = ctx.lab.storage[0], ctx.lab.compute[0]
     client = plane.client()
-    others = [one.persistent_id for one in client.backends() if one.name != node.name]
     try:
-        for other in others:
-            plane.kumo("backend", "cordon", other)
-        _lose(ctx, client, node, host)
+        with plane.only(node.name):
+            _lose(ctx, client, node, host)
     finally:
-        for other in others:
-            plane.kumo("backend", "uncordon", other)
         client.close()
 
 

@@ -99,7 +99,8 @@ class World:
 
     def shown(self, ip):
         state = "Unavailable" if self.clock.now < self.away.get(ip, 0) else "Available"
-        return {"mgmtIPs": [ip], "name": f"node-{ip}", "state": state}
+        name = f"node-{ip}"
+        return {"mgmtIPs": [ip], "name": name, "persistentID": f"id-{ip}", "state": state}
 
     def kumo(self, argv, words):
         self.words.append(words)
@@ -255,6 +256,17 @@ def test_a_node_that_was_away_is_awaited(world, plane, screen):
     world.away["10.77.0.12"] = float("inf")
     with pytest.raises(LabError, match=r"node-10\.77\.0\.12 is Unavailable$"):
         plane.start(screen)
+
+
+def test_one_node_alone_gets_new_replicas(world, plane, screen):
+    plane.start(screen)
+    world.words.clear()
+    with pytest.raises(ValueError, match="odd"), plane.only("node-10.77.0.11"):
+        raise ValueError("odd")
+    assert [words for words in world.words if "list" not in words] == [
+        ["backend", "cordon", "id-10.77.0.12"],
+        ["backend", "uncordon", "id-10.77.0.12"],
+    ]
 
 
 def test_kill_stop_and_start_again(world, plane, screen):
