@@ -7,6 +7,7 @@ attribute and once the array has been started. Otherwise its members' superblock
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import re
@@ -86,6 +87,17 @@ def look(root: pathlib.Path, name: str) -> Array | None:
 
     :raises OSError: when the kernel could not tell.
     """
+    try:
+        return _look(root, name)
+    except OSError as error:
+        # What md answers for an array that was stopped and is being deleted (md_attr_show(),
+        # drivers/md/md.c).
+        if error.errno == errno.EBUSY:
+            return None
+        raise
+
+
+def _look(root: pathlib.Path, name: str) -> Array | None:
     path = root / sysfs.BLOCK / name / "md"
     state = sysfs.read(path / "array_state")
     if state is None or state == "clear":

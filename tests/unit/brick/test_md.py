@@ -6,7 +6,7 @@ import errno
 
 import pytest
 
-from os_brick_nvmeof import arrays, errors, freshness, md, props, waiting
+from os_brick_nvmeof import arrays, errors, freshness, md, props, sysfs, waiting
 from os_brick_nvmeof import paths as legs
 from os_brick_nvmeof.host import CommandError
 from tests.unit.brick.volumes import GIB, LEGS, World
@@ -163,6 +163,39 @@ def test_the_number_of_a_stopped_array_given_to_another_one(world):
     md.stop(world.ctx, world.volume(), array, deadline)
     assert len(world.kernel.calls) == before
     assert world.md.arrays["md127"] is again
+
+
+def test_an_array_that_is_being_deleted_answers_that_it_is_busy(world, monkeypatch):
+    """Seen on Linux 6.12, between the stop and the end of its device."""
+    world.attach()
+    real, busy = sysfs.read, []
+
+    def read(path):
+        stopped = world.md.arrays.get("md127") is None or ("mdadm", "--stop") in [
+            call[1:3] for call in world.kernel.calls
+        ]
+        if stopped and str(path).endswith("md127/md/array_state") and len(busy) < 3:
+            busy.append(path)
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return real(path)
+
+    monkeypatch.setattr(sysfs, "read", read)
+    world.detach()
+    world.settle()
+    assert busy
+    assert world.md.arrays == {}
+    assert world.kernel.controllers() == []
+
+
+def test_another_error_of_sysfs_is_not_taken_for_no(world, monkeypatch):
+    world.attach()
+
+    def read(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sysfs, "read", read)
+    with pytest.raises(OSError, match="Input/output"):
+        arrays.look(world.kernel.root, "md127")
 
 
 def test_arrays_that_are_not_there_or_tell_nothing(world):
