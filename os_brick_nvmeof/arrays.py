@@ -21,6 +21,7 @@ from os_brick_nvmeof.props import Volume
 
 IN_SYNC = "in_sync"
 FAULTY = "faulty"
+INACTIVE = "inactive"
 READ_ONLY = "readonly"
 READ_AUTO = "read-auto"
 # array_state of an array that serves reads (array_states[] in drivers/md/md.c).

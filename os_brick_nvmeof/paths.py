@@ -15,7 +15,17 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from oslo_log import log as logging
 
-from os_brick_nvmeof import conf, errors, fabrics, identify, records, removal, sysfs, waiting
+from os_brick_nvmeof import (
+    arrays,
+    conf,
+    errors,
+    fabrics,
+    identify,
+    records,
+    removal,
+    sysfs,
+    waiting,
+)
 from os_brick_nvmeof.context import Context
 from os_brick_nvmeof.host import CommandError
 from os_brick_nvmeof.legs import RESCAN, LegConnect, LegDevice, LegOutcome, usable
@@ -273,7 +283,8 @@ def _is_used(ctx: Context, device: str, record: str | None) -> bool:
 
 def _is_inactive(ctx: Context, name: str) -> bool:
     """Whether it is an array that was never started: it serves nobody."""
-    return sysfs.read(ctx.host.root / sysfs.BLOCK / name / "md" / "array_state") == "inactive"
+    found = arrays.look(ctx.host.root, name)
+    return found is not None and found.state == arrays.INACTIVE
 
 
 def _stop_inactive(ctx: Context, seen: sysfs.Subsystem, uuids: Collection[str]) -> list[str]:

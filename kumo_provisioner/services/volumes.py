@@ -232,7 +232,11 @@ def finish(core: Core, volume: models.Volume, calls: dict[str, Call[Any]]) -> No
 def _commit(core: Core, volume: models.Volume) -> None:
     with core.db.write() as session:
         if not session.connection().execute(_CREATED, {"known": volume.uuid}).rowcount:
-            raise errors.InternalError(f"volume {volume.uuid} is not being made any more")
+            raise errors.InternalError(
+                f"volume {volume.uuid} is not being made any more",
+                volume=volume.uuid,
+                way_out="create it again; what was made of it is removed",
+            )
         events.record(
             session,
             "volume.created",
