@@ -356,13 +356,34 @@ def _is_diverged(one: _Ours, other: _Ours) -> bool:
     )
 
 
+def _succeeded(freshest: _Ours, others: list[_Ours]) -> list[_Ours]:
+    """Legs that the freshest succeeds, maybe by way of others.
+
+    A leg that went on has all that those had with which it was in use until then. So has one that
+    was filled from it, and went on when it was lost in turn.
+    """
+    heirs = [freshest]
+    for heir in heirs:
+        if heir is not freshest and not (heir.block.in_sync and heir.leg.freshness != BLANK):
+            continue
+        heirs += [
+            one
+            for one in others
+            if one not in heirs
+            and heir.block.number in one.block.active
+            and one.block.events <= heir.block.events
+        ]
+    return heirs
+
+
 def _diverged(
     volume: Volume, freshest: _Ours, others: list[_Ours], warnings: list[str]
 ) -> list[Leg]:
     """Legs with a history of their own that was not given up by the record."""
     found = []
+    behind = _succeeded(freshest, others)
     for other in others:
-        if not _is_diverged(freshest, other):
+        if other in behind or not _is_diverged(freshest, other):
             continue
         settled = freshest.leg.freshness == FRESH and other.leg.freshness in _LEFT_BEHIND
         if settled and other.block.events < freshest.block.events:
@@ -428,7 +449,6 @@ def _confirmed(volume: Volume, freshest: _Ours, doubtful: list[Leg]) -> bool:
     leg, block = freshest
     if leg.freshness != FRESH or volume.array_state != CLEAN:
         return False
-    behind = all(one.freshness in _LEFT_BEHIND for one in doubtful)
     counted = block.events >= max(one.events for one in volume.legs) and all(
         one.freshness in _LEFT_BEHIND or (one.freshness == FRESH and one.events > 0)
         for one in doubtful
@@ -436,7 +456,9 @@ def _confirmed(volume: Volume, freshest: _Ours, doubtful: list[Leg]) -> bool:
     # A leg that was lost in the middle of a write is not clean. Neither is one that was
     # detached while it was resynchronised after a crash; the record then has its counter.
     in_order = block.clean or block.events <= leg.events
-    return in_order and counted and (behind or leg.events > 0)
+    # Without counters nobody told of losses in the last session: not even that a leg recorded as
+    # behind was not brought up to date, and the fresh one lost after that.
+    return in_order and counted and leg.events > 0
 
 
 def _rejoin(view: View, freshest: _Ours) -> Rejoin:

@@ -361,10 +361,7 @@ def unpublish(core: Core, tenant: str, request: wire.UnpublishRequest) -> None:
                 calls.update(_removals(volume, publication.host.nqn))
                 volume.publications.remove(publication)
             session.flush()
-            in_order = request.host_id is not None and not any(
-                wire.ABILITY_ARRAY_REPORT in hosts.abilities(one.host) for one in gone
-            )
-            freed = replicas.after_unpublish(session, volume, in_order=in_order)
+            freed = replicas.after_unpublish(session, volume, in_order=request.host_id is not None)
             freed += migration.host_left(session, volume)
         _take_away(core, uuid, calls)
         removals.carry_out(core, freed)

@@ -368,15 +368,15 @@ def lost(session: Session, volume: models.Volume, absent: list[models.Replica]) 
 def after_unpublish(session: Session, volume: models.Volume, *, in_order: bool) -> list[str]:
     """Record that hosts have left a volume; gives what to remove from nodes.
 
-    :param in_order: the host was named, so it has stopped its array, and it is not one that
-        reports: that would have said so before, with what became of each leg.
+    :param in_order: the host was named, so it has stopped its array.
     """
     if volume.publications:
         return []
     if volume.array_state == models.ARRAY_OPEN and in_order:
         enter_array(session, volume, models.ARRAY_CLEAN, "")
         for leg in volume.replicas:
-            # Nobody has told what they are now; hosts must not take old ones for proof.
+            # It has not said with which ones, and may not have told of a leg that was lost: old
+            # ones must not be taken for proof.
             leg.events = 0
     return finish_terminating(session, volume)
 

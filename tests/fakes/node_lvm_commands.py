@@ -4,6 +4,7 @@
 import dataclasses
 import json
 import os
+import pathlib
 import re
 
 MIB = 1 << 20
@@ -311,12 +312,22 @@ class LvmCommands:
         if lv.opened:
             return True
         device = str(self.root / "dev" / vg.name / lv.name)
-        found = self.root.glob("sys/kernel/config/nvmet/subsystems/*/namespaces/*/device_path")
+        # Other calls remove exports meanwhile: os.walk() passes over what is gone.
+        found = os.walk(self.root / "sys/kernel/config/nvmet/subsystems")
         return any(
-            path.read_text().strip() == device
-            and (path.parent / "enable").read_text().strip() == "1"
-            for path in found
+            self._exports(pathlib.Path(base), device)
+            for base, _, files in found
+            if "device_path" in files
         )
+
+    @staticmethod
+    def _exports(namespace, device):
+        try:
+            path = (namespace / "device_path").read_text().strip()
+            return path == device and (namespace / "enable").read_text().strip() == "1"
+        except FileNotFoundError:
+            # Removed by another call since it was listed.
+            return False
 
     # Device nodes.
 

@@ -6,9 +6,11 @@ are checked, and what is in use cannot be removed.
 """
 
 import errno
+import functools
 import os
 import pathlib
 import shutil
+import threading
 import uuid
 
 from kumo_node.nvmet import Configfs
@@ -48,6 +50,17 @@ def _refuse(number, what):
     raise OSError(number, os.strerror(number), str(what))
 
 
+def _atomic(operation):
+    """One file operation; configfs shows a directory only with all its attributes."""
+
+    @functools.wraps(operation)
+    def whole(self, *arguments):
+        with self.lock:
+            return operation(self, *arguments)
+
+    return whole
+
+
 class FakeNvmet(Configfs):
     """The tree.
 
@@ -63,6 +76,7 @@ class FakeNvmet(Configfs):
         self.discovered = set()
         self.sizes = {}
         self.step = lambda what: None
+        self.lock = threading.RLock()
         self.load()
 
     def load(self):
@@ -74,10 +88,18 @@ class FakeNvmet(Configfs):
         self.sizes.clear()
         self.discovered.clear()
 
+    exists = _atomic(Configfs.exists)
+    names = _atomic(Configfs.names)
+    read = _atomic(Configfs.read)
+
     # Directories.
 
     def mkdir(self, *parts):
         self.step(f"mkdir {'/'.join(parts)}")
+        self._mkdir(*parts)
+
+    @_atomic
+    def _mkdir(self, *parts):
         path = self.root.joinpath(*parts)
         if path.exists():
             return
@@ -108,6 +130,10 @@ class FakeNvmet(Configfs):
 
     def rmdir(self, *parts):
         self.step(f"rmdir {'/'.join(parts)}")
+        self._rmdir(*parts)
+
+    @_atomic
+    def _rmdir(self, *parts):
         path = self.root.joinpath(*parts)
         if not path.exists():
             return
@@ -130,6 +156,10 @@ class FakeNvmet(Configfs):
 
     def link(self, target, *parts):
         self.step(f"link {'/'.join(parts)}")
+        self._link(target, *parts)
+
+    @_atomic
+    def _link(self, target, *parts):
         path = self.root.joinpath(*parts)
         where = self.root.joinpath(*target)
         if not where.is_dir():
@@ -170,6 +200,10 @@ class FakeNvmet(Configfs):
 
     def unlink(self, *parts):
         self.step(f"unlink {'/'.join(parts)}")
+        self._unlink(*parts)
+
+    @_atomic
+    def _unlink(self, *parts):
         path = self.root.joinpath(*parts)
         if os.path.lexists(path):
             path.unlink()
@@ -178,6 +212,10 @@ class FakeNvmet(Configfs):
 
     def write(self, value, *parts):
         self.step(f"write {'/'.join(parts)}={value}")
+        self._write(value, *parts)
+
+    @_atomic
+    def _write(self, value, *parts):
         path = self.root.joinpath(*parts)
         if not path.is_file():
             _refuse(errno.ENOENT, path)

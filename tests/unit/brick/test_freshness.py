@@ -277,8 +277,15 @@ def test_an_orderly_end_that_does_not_prove_it(records, changes):
 
 
 def test_a_leg_that_was_recorded_behind_at_an_orderly_end():
-    given = volume((("fresh", 0), ("blank", 0)), array_state=props.CLEAN)
+    given = volume((("fresh", 42), ("blank", 0)), array_state=props.CLEAN)
     assert members(decide(given, sb(), GONE)) == [0]
+
+
+@pytest.mark.parametrize("other", ["blank", "stale"])
+def test_an_orderly_end_without_counters_proves_nothing(other):
+    """The leg behind may have been filled, and the fresh one lost after that, untold."""
+    given = volume((("fresh", 0), (other, 0)), array_state=props.CLEAN)
+    refused(decide(given, sb(), GONE), errors.StaleError, 1)
 
 
 def test_a_leg_recorded_as_stale_that_was_put_back_unreported_and_went_on_alone():
@@ -459,17 +466,57 @@ def provable(state, sights):
     """Why a refusal would be wrong; None when it may be right."""
     seen = {at for at, sight in enumerate(sights) if sight == h.SEEN}
     usable = {at for at in h.fresh(state) & seen if state.records[at].freshness != props.BLANK}
-    if usable and len(seen) == len(sights):
+    if len(seen) == len(sights) and any(not told_apart(state, at, seen) for at in usable):
         return "all legs are seen"
     for at in usable:
         disk, record = state.disks[at], state.records[at]
         if record.freshness != props.FRESH:
             continue
-        if disk.active == {disk.number}:
+        if disk.active == {disk.number} and not told_apart(state, at, seen):
             return "it went on alone"
         if 0 < disk.events == record.events and state.array_state == props.CLEAN:
             return "it is recorded as fresh after an orderly end"
     return None
+
+
+def told_apart(state, at, seen):
+    """Whether a leg that is seen went on without this one, for all that can be read.
+
+    Neither the record says otherwise, nor legs that are in sync and link the two.
+    """
+    known = [at]
+    for heir in known:
+        one = state.disks[heir]
+        known += [
+            other
+            for other in seen - set(known)
+            if not one.recovering
+            and one.number in state.disks[other].active
+            and state.disks[other].events <= one.events
+        ]
+    apart = seen - set(known)
+    if state.records[at].freshness == props.FRESH:
+        apart = {
+            other
+            for other in apart
+            if state.records[other].freshness == props.FRESH
+            or state.disks[other].events >= state.disks[at].events
+        }
+    return any(len(state.disks[other].active) < len(state.disks) for other in apart)
+
+
+def test_a_chain_of_legs_that_succeeded_each_other():
+    """1 and 2 lost 0; 2 lost 1; 0 was filled from 2, and went on when 2 was lost."""
+    old = sb(1, events=2, roles=(FAULTY, 1, 2), raid_disks=3)
+    link = sb(2, events=5, roles=(0, FAULTY, 2), raid_disks=3)
+    last = sb(0, events=6, roles=(0, FAULTY, FAULTY), raid_disks=3)
+    given = volume((("fresh", 0),) * 3)
+    decision = decide(given, last, old, link)
+    assert members(decision) == [0]
+    both = sb(0, events=5, roles=(0, FAULTY, 2), raid_disks=3)
+    assert members(decide(given, both, old, link)) == [0, 2]
+    # Without the one that links them, nothing tells that 0 has what 1 has.
+    refused(decide(given, last, old, GONE), errors.StaleError, 1)
 
 
 @pytest.mark.parametrize(("legs_of_it", "length"), [(2, 7), (3, 5)])

@@ -3,6 +3,7 @@
 
 import errno
 import threading
+import traceback
 
 import pytest
 
@@ -413,15 +414,15 @@ def test_many_calls_at_once(machine, node):
                 node.exports.delete(uid(number), None)
                 node.snapshots.delete(uid(0x100 + number))
                 node.replicas.delete(uid(number))
-        except Exception as error:  # noqa: BLE001 - shown below
-            wrong.append(error)
+        except Exception:  # noqa: BLE001 - shown below
+            wrong.append(traceback.format_exc())
 
     threads = [threading.Thread(target=life, args=(number,)) for number in range(1, 7)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == []
+    assert not wrong, "\n".join(wrong)
     assert machine.host.names() == set()
     assert machine.nvmet.names("subsystems") == machine.nvmet.names("hosts") == []
 

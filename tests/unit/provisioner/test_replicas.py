@@ -356,19 +356,9 @@ def test_a_host_is_told_what_the_array_is(core, four):
     assert kinds(core).count("array.state") == 3
 
 
-def test_a_host_that_reports_and_leaves_without_a_word_leaves_the_array_open(core, four):
-    """Its agent may have died before it could tell of a lost leg."""
-    uid = volumes.create(core, T, volume(replicas=2))
-    published(core, uid, KNOWING)
-    legs = [LegReport(replica=key, state="Available", events=7) for key in places(core, uid)]
-    ask = ArrayReport(host_id="host-1", vol_id=uid, state="open", legs=legs)
-    replicas.report_array(core, T, ask)
-    unpublish(core, uid)
-    assert shown(core, uid).array_state == "open"
-
-
-@pytest.mark.parametrize("host", [OLD, CHECKING])
-def test_a_host_that_never_reports_leaves_no_counters_that_prove_anything(core, four, host):
+@pytest.mark.parametrize("host", [OLD, CHECKING, KNOWING])
+def test_a_host_that_leaves_without_a_report_leaves_no_counters_as_proof(core, four, host):
+    """It has none, or its agent died before it could tell of a lost leg."""
     uid = volumes.create(core, T, volume(replicas=2))
     published(core, uid, KNOWING)
     legs = [LegReport(replica=key, state="Available", events=7) for key in places(core, uid)]
