@@ -135,11 +135,12 @@ def act(options: Namespace) -> int:
 
 def scenarios(_options: Namespace) -> int:
     """List the scenarios."""
-    table = Table("scenario", "needs", "what it shows")
+    table = Table("scenario", "--all", "needs", "what it shows")
     registry = Registry()
     for name in registry.names():
         scenario = registry.get(name)
-        table.add_row(name, str(scenario.needs), scenario.summary)
+        in_all = "yes" if scenario.in_all else "by name"
+        table.add_row(name, in_all, str(scenario.needs), scenario.summary)
     Progress().show(table)
     return 0
 

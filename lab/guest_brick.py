@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-_LOCKS = "/run/lock/os-brick"
+LOCKS = "/run/lock/os-brick"
 
 
 def socket_path(edition: str) -> str:
@@ -41,10 +41,10 @@ class Brick:
         from oslo_config import cfg
 
         conf = cfg.CONF
-        lockutils.set_defaults(_LOCKS)
+        lockutils.set_defaults(LOCKS)
         conf([], project="kumo-brick", default_config_files=[])
         os_brick.setup(conf)
-        conf.set_override("lock_path", _LOCKS, group="os_brick")
+        conf.set_override("lock_path", LOCKS, group="os_brick")
         # This process is root: privileged calls need no helper process.
         default.set_client_mode(False)
         self._module = connector

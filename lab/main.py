@@ -54,7 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
     verbs.add_parser("scenarios", help="list the scenarios")
     run = verbs.add_parser("run", parents=[named, kernel, keep], help="run scenarios")
     which = run.add_mutually_exclusive_group(required=True)
-    which.add_argument("--all", action="store_true", help="every scenario")
+    which.add_argument(
+        "--all",
+        action="store_true",
+        help="every scenario but the long ones, which 'kumo-lab scenarios' shows as such",
+    )
     which.add_argument("scenario", nargs="*", default=[], help="their names")
     verbs.add_parser(
         "tour", parents=[named, kernel, keep], help="the whole life of a volume, from OpenStack"

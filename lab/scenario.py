@@ -2,7 +2,8 @@
 """Scenarios: what one is, what it is given, and which there are.
 
 A scenario is a module of :mod:`lab.scenarios` with ``SUMMARY`` (one line), ``NEEDS`` (a
-:class:`Needs`) and ``run(ctx)``, which gets a :class:`Context`.
+:class:`Needs`) and ``run(ctx)``, which gets a :class:`Context`. One with ``IN_ALL = False`` takes
+long and is run by its name only.
 """
 
 from __future__ import annotations
@@ -125,6 +126,7 @@ class Scenario:
     needs: Needs
     run: Callable[[Context], None]
     module: Any
+    in_all: bool = True
 
 
 class Registry:
@@ -161,14 +163,16 @@ class Registry:
         missing = [x for x in ("SUMMARY", "NEEDS", "run") if not hasattr(module, x)]
         if missing:
             raise LabError(f"scenario {name} has no {', '.join(missing)}")
-        return Scenario(name, module.SUMMARY, module.NEEDS, module.run, module)
+        in_all = getattr(module, "IN_ALL", True)
+        return Scenario(name, module.SUMMARY, module.NEEDS, module.run, module, in_all)
 
     def all(self) -> list[Scenario]:
-        """All scenarios, those that need most machines first: the rest can share their lab.
+        """Those that are not run by name only, which need most machines first: the rest can share
+        their lab.
 
         Those that want other disks come last: they need a lab of their own.
         """
-        found = [self.get(name) for name in self.names()]
+        found = [one for one in map(self.get, self.names()) if one.in_all]
         return sorted(
             found,
             key=lambda s: (

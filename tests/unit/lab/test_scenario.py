@@ -52,6 +52,14 @@ def test_all_starts_with_those_that_need_most():
     assert names == ["two-hosts", "tour", "small-one"]
 
 
+def test_all_leaves_out_what_is_run_by_name_only():
+    modules = {"quick": module(Needs()), "long_one": module(Needs(), IN_ALL=False)}
+    registry = Registry(modules, modules.__getitem__)
+    assert [scenario.name for scenario in registry.all()] == ["quick"]
+    assert not registry.get("long-one").in_all
+    assert registry.names() == ["long-one", "quick"]
+
+
 def test_every_shipped_scenario_is_whole():
     registry = Registry()
     for name in registry.names():
