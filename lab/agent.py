@@ -16,7 +16,7 @@ from lab.machine import Machine
 
 UNIT = "kumo-agent"
 CONFIG = "/etc/kumo/agent.conf"
-TOKEN_FILE = "/etc/kumo/agent.token"
+TOKEN_FILE = "/etc/kumo/agent.token"  # noqa: S105 - a path
 CA = "/etc/kumo/ca.pem"
 METRICS_PORT = 9720
 _STATUS = "/run/kumo-agent/status.json"
