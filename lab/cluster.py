@@ -14,11 +14,14 @@ from __future__ import annotations
 import compileall
 import contextlib
 import dataclasses
+import errno
+import fcntl
 import json
 import os
 import py_compile
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -110,11 +113,22 @@ class Lab:
 
         :raises LabError: there is none of that name, or another version of this program made it.
         """
-        path = base_directory() / name / "state.json"
-        if not path.exists():
+        lab = cls.find(name)
+        if lab is None:
             raise LabError(f"there is no lab {name!r}", way_out="kumo-lab up")
+        return lab
+
+    @classmethod
+    def find(cls, name: str = DEFAULT_NAME) -> Lab | None:
+        """The lab of that name; None when there is none.
+
+        :raises LabError: another version of this program made it.
+        """
+        path = base_directory() / name / "state.json"
         try:
             return cls(name, json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
         except (KeyError, TypeError, ValueError) as error:
             raise LabError(
                 f"lab {name!r} was made by another version of kumo-lab: {path}: {error!r}",
@@ -218,19 +232,66 @@ class Lab:
     def down(self) -> None:
         """Remove the lab: processes, namespace, files. Safe to repeat.
 
+        Of two commands that do it at once, the second waits, and finds nothing left.
+
         :raises LabError: something could not be stopped; namespace and files stay.
         """
+        with _held(self.state_dir) as there:
+            if there:
+                self._stop()
+                _remove(self.state_dir)
+            else:
+                self.network.remove()
+        with contextlib.suppress(FileNotFoundError):
+            base = base_directory()
+            if not any(base.iterdir()):
+                base.rmdir()
+
+    def _stop(self) -> None:
         for machine in self.machines.values():
             # What could not be killed is tried again, and reported, below.
             with contextlib.suppress(ProcessError):
                 machine.kill()
         self.processes.stop_all()
         self.network.remove()
-        if self.state_dir.exists():
-            shutil.rmtree(self.state_dir)
-        base = base_directory()
-        if base.exists() and not any(base.iterdir()):
-            base.rmdir()
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory in which a command whose lab this is may still write.
+
+    :raises OSError: it stays.
+    """
+    for last in (False, False, True):
+        try:
+            shutil.rmtree(directory)
+        except OSError as error:
+            if last or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise
+        if not directory.exists():
+            return
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[bool]:
+    """Have a directory alone, among all who ask so; False when it is not there (any more)."""
+    try:
+        handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        yield False
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield _is_at(handle, directory)
+    finally:
+        os.close(handle)
+
+
+def _is_at(handle: int, directory: Path) -> bool:
+    """Whoever had the lock before may have removed the directory."""
+    try:
+        return os.path.samestat(os.fstat(handle), directory.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _check_name(name: str) -> None:

@@ -84,11 +84,12 @@ def down(options: Namespace) -> int:
 
     Preflight().root_only()
     progress = Progress()
-    if not Lab.exists(options.name):
+    lab = Lab.find(options.name)
+    if lab is None:
         progress.say(f"there is no lab {options.name!r}")
         return 0
     with progress.task("taking the lab down"):
-        Lab.load(options.name).down()
+        lab.down()
     return 0
 
 

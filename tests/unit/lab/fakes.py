@@ -185,6 +185,9 @@ class Labs:
     def exists(self, name):
         return name in self.found
 
+    def find(self, name):
+        return self.load(name) if self.exists(name) else None
+
     def load(self, name):
         if name not in self.found:
             raise LabError(f"there is no lab {name!r}", "kumo-lab up")

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
+import errno
+import fcntl
 import json
+import shutil
 import subprocess
 import threading
 from pathlib import Path
@@ -194,6 +197,61 @@ def test_two_labs_beside_each_other(world, screen):
     one.down()
     assert cluster.names() == ["other"]
     assert {machine.state() for machine in other.machines.values()} == {"running"}
+
+
+def test_of_two_that_take_it_down_at_once_the_second_waits(world, screen, monkeypatch):
+    lab, other = up(screen), Lab.load("x")
+    ended, waiting, real = [], threading.Event(), fcntl.flock
+
+    def take_down():
+        other.down()
+        ended.append(list(world.left()))
+
+    def flock(handle, how):
+        if threading.current_thread() is thread:
+            waiting.set()
+        real(handle, how)
+
+    def happen(event):
+        if event.startswith("ip netns delete") and not thread.ident:
+            thread.start()
+            assert waiting.wait(5)
+        world.events.append(event)
+
+    thread = threading.Thread(target=take_down)
+    monkeypatch.setattr(cluster.fcntl, "flock", flock)
+    monkeypatch.setattr(world, "happen", happen)
+    lab.down()
+    thread.join(5)
+    assert ended == [[]]
+    assert world.events.count("ip netns delete kumo-x") == 1
+    assert Lab.find("x") is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.ENOTEMPTY])
+def test_a_command_that_still_writes_does_not_keep_the_lab(world, screen, monkeypatch, number):
+    lab, real = up(screen), shutil.rmtree
+
+    def overtaken(path):
+        monkeypatch.setattr(shutil, "rmtree", real)
+        raise OSError(number, "overtaken", str(path))
+
+    monkeypatch.setattr(shutil, "rmtree", overtaken)
+    lab.down()
+    assert world.left() == []
+
+
+def test_files_that_cannot_be_removed_are_told(world, screen, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "no", str(path))
+
+    lab = up(screen)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", refuse)
+        with pytest.raises(PermissionError):
+            lab.down()
+    lab.down()
+    assert world.left() == []
 
 
 def test_a_lab_without_machines(world, screen):
