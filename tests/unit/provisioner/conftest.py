@@ -135,6 +135,11 @@ def three(core):
     return [add_node(core) for _ in range(3)]
 
 
+@pytest.fixture
+def four(core, three):
+    return [*three, add_node(core)]
+
+
 def volume(alias="volume", gib=1, replicas=1, **extra):
     asked = StorageClass(num_replicas=replicas, **extra.pop("asked", {}))
     return VolumeCreate(alias=alias, capacity=gib, storage_class=asked, **extra)

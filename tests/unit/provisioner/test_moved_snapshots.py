@@ -9,14 +9,9 @@ from kumo_client.schemas.task import FINISHED
 from kumo_client.schemas.volume import CloneCreate, MigrateVolume, Revert
 from kumo_provisioner import reconcile
 from kumo_provisioner.services import migration, revert, snapshots, tasks, volumes
-from tests.unit.provisioner.conftest import add_node, volume
+from tests.unit.provisioner.conftest import volume
 from tests.unit.provisioner.live import data, freshness, note_volume, write
 from tests.unit.provisioner.stories import T, made_snapshot, shown
-
-
-@pytest.fixture
-def four(core, three):
-    return [*three, add_node(core)]
 
 
 def moved(core, uid):

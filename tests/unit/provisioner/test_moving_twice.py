@@ -7,12 +7,7 @@ from kumo_client import errors
 from kumo_client.schemas.host import PublishRequest
 from kumo_client.schemas.volume import MigrateVolume
 from kumo_provisioner.services import migration, publish, tasks, volumes
-from tests.unit.provisioner.conftest import HOST, add_node, volume
-
-
-@pytest.fixture
-def four(core, three):
-    return [*three, add_node(core)]
+from tests.unit.provisioner.conftest import HOST, volume
 
 
 @pytest.mark.parametrize("attached", [False, True])

@@ -32,11 +32,6 @@ OLD = HostProbe(host_nqn=NQN, host_id="host-1")
 
 
 @pytest.fixture
-def four(core, three):
-    return [*three, add_node(core)]
-
-
-@pytest.fixture
 def attached(core, four):
     """A volume of two replicas that a host of the old kind has."""
     uid = volumes.create(core, T, volume(replicas=2))
