@@ -32,7 +32,7 @@ LOG = log.getLogger(__name__)
 # Seconds between two reads of a disk, and between two tries to open a pool or to find space.
 _PROBE = 15.0
 _PATIENCE = 60.0
-# Seconds between two rounds while a pool gets full.
+# Seconds between two rounds while a pool gets full, or one is to be looked at again.
 _HURRY = 1.0
 # What a read of a disk says when the disk, and not the command, is at fault (errno(3)).
 _DEAD = ("Input/output error", "No such device", "No such file", "No medium")
@@ -77,6 +77,8 @@ class Health:
         self._due: dict[tuple[str, str], float] = {}
         self._failures: dict[tuple[str, str], str] = {}
         self._problems: dict[str, tuple[str, ...]] = {}
+        self._active: set[str] = set()
+        self._doubtful = False
         self._told: tuple[list[tuple[str, str, list[str]]], dict[str, tuple[str, ...]]] = ([], {})
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -102,11 +104,16 @@ class Health:
 
     def _pause(self) -> float:
         full = any(_used(pool) > self.limits.warn for pool in self.ctx.pools.values())
-        return min(self.pace.interval, _HURRY) if full else self.pace.interval
+        return min(self.pace.interval, _HURRY) if full or self._doubtful else self.pace.interval
 
     def round(self) -> None:
         """Look at everything once, and do what follows."""
-        for sight in self.observe():
+        sights = self.observe()
+        self._doubtful = any(one.told and one.status is None and one.was_active for one in sights)
+        self._active = {
+            one.name for one in sights if one.status or (one.was_active and not one.told)
+        }
+        for sight in sights:
             pool = self.ctx.pools[sight.name]
             if sight.status is not None:
                 pool.note(sight.status.data_percent, sight.status.metadata_percent)
@@ -161,6 +168,7 @@ class Health:
                 tuple(self._disk(pool, path) for path in pool.paths()),
                 told,
                 status=thin_status.of(found, pool.lvm.vg, pool.lvm.pool_name),
+                was_active=pool.name in self._active,
             )
             for pool in self.ctx.pools.values()
         ]

@@ -45,6 +45,8 @@ class PoolSight:
     :ivar given_up: its disk is not given to this node any more and was not looked at.
     :ivar told: device mapper gave an answer.
     :ivar status: its answer; None when it has no such pool.
+    :ivar was_active: it had one at the look before. LVM gives a pool another device when its first
+        volume is made (:func:`kumo_node.thin_status.of`), and it has none for a moment.
     """
 
     name: str
@@ -52,6 +54,7 @@ class PoolSight:
     told: bool = True
     given_up: bool = False
     status: ThinStatus | None = None
+    was_active: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +126,8 @@ def _by_status(
 ) -> Verdict:
     status = sight.status
     if status is None:
+        if before.state == STATE_OK and sight.was_active:
+            return Verdict(before, tuple(problems))
         if before.state == STATE_OK:
             problems.append(f"Pool {sight.name} is not active")
         return Verdict(before, tuple(_with(before, sight, problems)), reopen=True)

@@ -138,6 +138,33 @@ def test_a_pool_that_device_mapper_has_given_up_is_opened_again(machine):
     assert {uuid for _host, uuid in machine.nvmet.visible()} == {R1, R2}
 
 
+def test_a_pool_that_is_not_active_for_a_moment_is_looked_at_again(machine):
+    """LVM gives a pool another device when its first volume is made."""
+    look(machine)
+    vg = vg_of(machine, "vdb")
+    pool = machine.host.lv("pool", vg.name)
+    start = len(machine.host.log)
+    pool.active = False
+    look(machine)
+    assert machine.node.problems() == []
+    assert machine.node.health._pause() == 1
+    # An answer that does not come tells nothing of it.
+    machine.host.fail = [("^dmsetup", "hang")]
+    look(machine)
+    pool.active = True
+    look(machine)
+    assert machine.node.problems() == []
+    assert machine.node.health._pause() == 5
+    pool.active = False
+    look(machine)
+    assert not any("-ay" in line for line in machine.host.log[start:])
+    look(machine)
+    assert machine.node.problems() == [f"Pool {pool_on(machine, 'vdb')} is not active"]
+    look(machine)
+    assert machine.node.problems() == []
+    assert pool.active
+
+
 def test_a_pool_is_not_taken_down_while_a_call_works_on_its_exports(machine):
     vg_of(machine, "vdb").mode = "Fail"
     with machine.node.ctx.locks.hold(f"replica {R1}"):

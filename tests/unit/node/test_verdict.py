@@ -44,6 +44,7 @@ SIGHTS = st.builds(
     disks=st.lists(DISKS, min_size=1, max_size=2).map(tuple),
     told=st.booleans(),
     status=st.one_of(st.none(), STATUS),
+    was_active=st.booleans(),
 )
 BEFORE = st.sampled_from(
     [Condition(), Condition("failed", "because"), Condition("readonly", "because")]
