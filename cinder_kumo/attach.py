@@ -19,6 +19,7 @@ from kumo_client import errors, naming
 from kumo_client.schemas.common import Portal
 from kumo_client.schemas.host import ABILITY_FRESHNESS, HostProbe, PublishRequest, UnpublishRequest
 from kumo_client.schemas.info import CAPABILITY_PUBLISH_ATTACH, CAPABILITY_PUBLISH_COMPLETE
+from kumo_client.schemas.node import CLASS_PLAIN, CLASS_REPLICATED
 from kumo_client.schemas.volume import (
     REPLICA_MISSING,
     REPLICA_TERMINATING,
@@ -78,8 +79,11 @@ class Publication:
 
     @property
     def replicated(self) -> bool:
-        """Whether hosts have an array of it."""
-        return len(self.volume.location) > 1
+        """Whether hosts have an array of it; it may have one leg left.
+
+        Existing servers do not tell more than the legs.
+        """
+        return len(self.volume.location) > 1 or bool(self.array_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,7 +244,7 @@ def _publish_in_steps(client: Any, host: HostProbe, volume_id: str) -> Publicati
                 backend.portals,
             )
         )
-    return Publication(volume, legs)
+    return Publication(volume, legs, volume.array_state)
 
 
 def _location(locations: dict[str, Location], backend_id: str, volume_id: str) -> Location:
@@ -288,7 +292,7 @@ def _ours(publication: Publication, asker: Asker) -> dict[str, Any]:
     """Our part, which our connector reads (``props.parse`` of os_brick_nvmeof)."""
     return {
         "version": KUMO_VERSION,
-        "class": naming.io_class(len(publication.volume.location)),
+        "class": CLASS_REPLICATED if publication.replicated else CLASS_PLAIN,
         "capacity": publication.volume.capacity,
         "host_nqn": asker.probe.host_nqn,
         "array_state": publication.array_state,

@@ -137,7 +137,8 @@ def parse(properties: Mapping[str, Any]) -> Volume:
     volume_id = _uuid(properties.get("vol_uuid"), "vol_uuid")
     legs = _legs(properties, ours, volume_id)
     count = int(properties.get("replica_count") or len(legs))
-    replicated = count > 1 or ours.get("class") == REPLICATED
+    # One leg may be left of an array.
+    replicated = count > 1 or ours.get("class") == REPLICATED or bool(ours.get("array_state"))
     alias = str(properties.get("alias") or "")
     if replicated and (not alias or "/" in alias or len(alias.encode()) > 32):
         raise errors.BadPropertiesError(f"alias {alias!r} cannot name an array", volume=volume_id)

@@ -77,6 +77,11 @@ def test_one_leg_that_is_left_of_an_array():
     given["kumo"]["replicas"] = given["kumo"]["replicas"][:1]
     given["replica_count"] = 1
     assert props.parse(given).replicated
+    # An array that somebody has made is never attached as one of its legs.
+    given["kumo"]["class"] = props.PLAIN
+    assert props.parse(given).replicated
+    given["kumo"]["array_state"] = ""
+    assert not props.parse(given).replicated
 
 
 @pytest.mark.parametrize(

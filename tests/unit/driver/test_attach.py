@@ -337,6 +337,26 @@ def test_our_connector_gets_every_leg_described(driver, make_volume, replicated)
     assert stale.nqn == naming.subsystem_nqn("node-2", ONE["nqn"], "replicated")
 
 
+@pytest.mark.parametrize("asker", [OURS, ONE], ids=["ours", "stock"])
+def test_an_array_with_one_leg_left_stays_an_array(
+    driver, make_volume, replicated, monkeypatch, asker
+):
+    volume = created(driver, make_volume, type=replicated)
+    stored = driver.server.volumes[volume.id]
+    stored |= {"arrayState": "clean", "wantedReplicas": 2}
+    stored["location"][0] |= {"freshness": "fresh"}
+    del stored["location"][1]
+    # The provisioner goes by the replicas that were asked for.
+    monkeypatch.setattr(kumoscale.naming, "io_class", lambda replicas: "replicated")
+    data = driver.initialize_connection(volume, asker)["data"]
+    assert data["alias"] == naming.array_name(volume.name)
+    assert (data["replica_count"], data["kumo"]["class"]) == (1, "replicated")
+    known = props.parse(data)
+    assert known.replicated
+    (leg,) = known.legs
+    assert leg.nqn == naming.subsystem_nqn("node-1", ONE["nqn"], "replicated")
+
+
 NOT_OURS = [None, "yes", {}, {"abilities": "freshness"}, {"abilities": None}]
 
 

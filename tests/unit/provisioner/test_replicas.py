@@ -106,6 +106,22 @@ def test_a_lost_leg_is_replaced_under_a_host(core, attached):
     volumes.delete(core, T, attached)
 
 
+def test_an_array_with_one_leg_left_keeps_its_class_and_names(core, attached):
+    lost, good = degraded(core, attached)
+    (before,) = [one for one in published(core, attached).replicas if one.uuid == good]
+    replicas.terminate(core, T, attached, lost)
+    replicas.confirm(core, T, attached, lost)
+    for again in (False, True):
+        answer = published(core, attached)
+        (leg,) = answer.replicas
+        assert leg.target_nqn == before.target_nqn
+        assert answer.array_state == ("clean" if again else "open")
+        assert (good, NQN) in core.nodes.exports()
+        if not again:
+            unpublish(core, attached)
+    assert shown(core, attached).wanted_replicas == 2
+
+
 def test_nothing_is_replaced_because_of_the_network(core, attached):
     lost, _ = degraded(core, attached)
     before = places(core, attached)
