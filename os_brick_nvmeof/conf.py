@@ -85,6 +85,14 @@ _BOTH = [
         "if the volume can do without it.",
     ),
     cfg.FloatOpt(
+        "degraded_timeout",
+        default=2.5,
+        min=0.5,
+        help="Seconds from the beginning of an attach after which a replicated volume does not "
+        "wait any longer for legs whose portals are silent, if those that are there are proven to "
+        "have all its data. The healing agent takes the others in when their nodes are back.",
+    ),
+    cfg.FloatOpt(
         "device_timeout",
         default=10.0,
         min=0.5,

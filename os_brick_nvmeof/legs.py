@@ -89,6 +89,12 @@ class LegConnect:
         finally:
             self._leave()
 
+    def give_up(self) -> None:
+        """Let :meth:`connect` return if all portals have been silent for long; may be repeated."""
+        race = self._race
+        if race:
+            race.give_up()
+
     def _connect(self) -> LegOutcome:
         options = self._options
         whole = waiting.Deadline(self._ctx.clock, options.connect_timeout + options.device_timeout)
@@ -132,7 +138,8 @@ class LegConnect:
 
     def _reasons(self, deadline: waiting.Deadline) -> str:
         failed = self._race.failed if self._race else {}
-        silent = f"not connected after {deadline.seconds:g} s"
+        passed = round(deadline.seconds - deadline.left, 1)
+        silent = f"not connected after {passed:g} s"
         return "; ".join(f"{each}: {failed.get(each, silent)}" for each in self.leg.portals)
 
     def _device(self, fresh: bool, seconds: float) -> LegDevice | None:

@@ -11,7 +11,9 @@ connection away in between.
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from oslo_log import log as logging
 
@@ -34,6 +36,7 @@ from os_brick_nvmeof.props import Leg, Volume
 __all__ = [
     "LegDevice",
     "LegOutcome",
+    "Spare",
     "connect_legs",
     "cut",
     "grown",
@@ -46,12 +49,26 @@ __all__ = [
 LOG = logging.getLogger(__name__)
 
 
-def connect_legs(ctx: Context, volume: Volume, legs: Sequence[Leg]) -> list[LegOutcome]:
+class Spare(NamedTuple):
+    """When a volume goes on without legs that are silent.
+
+    :ivar patience: no leg is given up before.
+    :ivar enough: told how legs have ended so far; whether the volume can do with those.
+    """
+
+    patience: waiting.Deadline
+    enough: Callable[[Sequence[LegOutcome]], bool]
+
+
+def connect_legs(
+    ctx: Context, volume: Volume, legs: Sequence[Leg], spare: Spare | None = None
+) -> list[LegOutcome]:
     """Have legs as block devices, all at once.
 
     Takes ``connect_timeout`` for a leg that cannot be reached, and ``device_timeout`` more for one
     that is slow to appear.
 
+    :param spare: None if all legs are waited for to the end.
     :returns: one for each leg, in order. Errors are in there.
     :raises OSError: sysfs or the lock directory cannot be used; then everything is undone.
     """
@@ -59,6 +76,8 @@ def connect_legs(ctx: Context, volume: Volume, legs: Sequence[Leg]) -> list[LegO
     timeouts = conf.time_outs(ctx.conf, volume.io_class)
     tries = [LegConnect(ctx, volume, leg, timeouts, leg.uuid in before) for leg in legs]
     try:
+        if spare and len(tries) > 1:
+            return _without_silent(ctx, tries, spare)
         return waiting.together(ctx, [each.connect for each in tries], "kumo-leg")
     except BaseException:
         try:
@@ -66,6 +85,41 @@ def connect_legs(ctx: Context, volume: Volume, legs: Sequence[Leg]) -> list[LegO
         except (errors.KumoBrickError, OSError) as error:
             LOG.warning("What a failed attach of %s connected stays: %s", volume, error)
         raise
+
+
+def _without_silent(ctx: Context, tries: Sequence[LegConnect], spare: Spare) -> list[LegOutcome]:
+    """Connect; legs whose portals are silent are given up as soon as the others are enough."""
+    over = ctx.threads.event()
+    ended: list[LegOutcome] = []
+    judged = 0
+    enough = False
+
+    def connect(each: LegConnect) -> LegOutcome:
+        outcome = each.connect()
+        ended.append(outcome)
+        return outcome
+
+    def look() -> bool:
+        nonlocal judged, enough
+        if judged < len(ended) < len(tries):
+            judged = len(ended)
+            enough = spare.enough(ended[:judged])
+        for each in tries if enough else ():
+            each.give_up()
+        return over.is_set()
+
+    def watch() -> None:
+        if not over.wait(spare.patience.left):
+            waiting.until(ctx, look, waiting.Deadline(ctx.clock, math.inf))
+
+    watching = waiting.Call(ctx, watch, "kumo-legs")
+    try:
+        works = [functools.partial(connect, each) for each in tries]
+        outcomes = waiting.together(ctx, works, "kumo-leg")
+    finally:
+        over.set()
+    watching.awaited()
+    return outcomes
 
 
 def _announce(ctx: Context, nqn: str, legs: Sequence[Leg]) -> list[Leg]:

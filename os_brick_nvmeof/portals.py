@@ -29,6 +29,9 @@ LOG = logging.getLogger(__name__)
 
 # Seconds between two looks at whether waiting for a turn makes sense.
 _LOOK = 0.1
+# Seconds of no answer after which a portal may be given up: a SYN that was lost is sent again
+# after one (tcp(7), TCP_TIMEOUT_INIT), and our own threads can be late on a busy host.
+_SILENT = 1.5
 
 
 class Race:
@@ -57,6 +60,8 @@ class Race:
         self._open = set(leg.portals)
         # Of portals that have answered: when their time is over; None before their turn.
         self._turns: dict[Portal, waiting.Deadline | None] = {}
+        # Of portals that have been asked: when they have been silent for long enough.
+        self._silence: dict[Portal, waiting.Deadline] = {}
         self._made: list[sysfs.Controller] = []
         self._left = False
 
@@ -71,6 +76,14 @@ class Race:
         while self.hopeful() and not self.patience.passed:
             if self.one.wait(min(_LOOK, self.patience.left)):
                 return
+
+    def give_up(self) -> None:
+        """Let who waits go on without a controller, if all portals have been silent for long."""
+        with self._lock:
+            silences = [self._silence.get(portal) for portal in self._open]
+            silent = not self._turns and all(each and each.passed for each in silences)
+        if silent:
+            self.one.set()
 
     def hopeful(self) -> bool:
         """Whether a portal that has answered waits for its turn, or has it."""
@@ -88,6 +101,8 @@ class Race:
             return list(self._made)
 
     def _run(self, portal: Portal) -> None:
+        with self._lock:
+            self._silence[portal] = waiting.Deadline(self._ctx.clock, _SILENT)
         try:
             waits = fabrics.existing(self._ctx, self._leg.nqn, portal) is not None
             if not waits:

@@ -41,11 +41,15 @@ def attach(ctx: Context, volume: Volume) -> str:
         :func:`freshness.decide` for the reasons.
     :raises OSError: sysfs or the lock directory cannot be used.
     """
+    spare = legs.Spare(
+        waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].degraded_timeout),
+        functools.partial(_enough, ctx, volume),
+    )
     with ctx.locks.array(volume.uuid):
         found = arrays.find(ctx, volume, _devices_here(ctx, volume))
         if found and found.running and md.marked(ctx, found.name):
             return md.publish(ctx, volume, found.name)
-    outcomes = legs.connect_legs(ctx, volume, [leg for leg in volume.legs if leg.nqn])
+    outcomes = legs.connect_legs(ctx, volume, [leg for leg in volume.legs if leg.nqn], spare)
     try:
         with ctx.locks.array(volume.uuid):
             path = _bring_up(ctx, volume, outcomes)
@@ -54,6 +58,13 @@ def attach(ctx: Context, volume: Volume) -> str:
         raise
     _drop(ctx, volume, [outcome for outcome in outcomes if outcome.device is None])
     return path
+
+
+def _enough(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> bool:
+    """Whether these legs are proven to have all data, and no operator has to answer for it."""
+    views = _views(ctx, volume, outcomes, waiting.Deadline(ctx.clock, _SHORT))
+    decision = freshness.decide(volume, views)
+    return isinstance(decision, Assemble) and not decision.warnings
 
 
 def _bring_up(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> str:
@@ -109,8 +120,9 @@ def _decide(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> fre
     While another host writes, the superblocks are not all read at one moment, and a leg can look
     older than another: then they are read again.
     """
+    seconds = ctx.conf[conf.GROUP].device_timeout
     for _ in range(_READS if volume.shared else 1):
-        views = _views(ctx, volume, outcomes)
+        views = _views(ctx, volume, outcomes, waiting.Deadline(ctx.clock, seconds))
         decision = freshness.decide(volume, views)
         sound = sum(isinstance(view.seen, Superblock) for view in views)
         if isinstance(decision, Assemble) and len(decision.members) == sound:
@@ -118,8 +130,9 @@ def _decide(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> fre
     return decision
 
 
-def _views(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> list[View]:
-    deadline = waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].device_timeout)
+def _views(
+    ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome], deadline: waiting.Deadline
+) -> list[View]:
     calls = {
         one.leg.uuid: waiting.Call(
             ctx,

@@ -144,6 +144,14 @@ class Call(Generic[T]):
         """What it raised, if it has ended so."""
         return self._error
 
+    def awaited(self) -> T:
+        """What it returned, however long that takes.
+
+        :raises BaseException: what it raised.
+        """
+        self._done.wait()
+        return self.result()
+
     def result(self) -> T:
         """What it returned.
 
@@ -163,7 +171,7 @@ def together(ctx: Context, works: Sequence[Callable[[], T]], name: str) -> list[
     calls = [Call(ctx, work, f"{name}-{index}") for index, work in enumerate(works[1:], 1)]
     results: list[T] = []
     errors: list[BaseException] = []
-    for get in (*works[:1], *(_awaited(call) for call in calls)):
+    for get in (*works[:1], *(call.awaited for call in calls)):
         try:
             results.append(get())
         except BaseException as error:  # noqa: BLE001  (raised below)
@@ -171,12 +179,3 @@ def together(ctx: Context, works: Sequence[Callable[[], T]], name: str) -> list[
     if errors:
         raise errors[0]
     return results
-
-
-def _awaited(call: Call[T]) -> Callable[[], T]:
-    def get() -> T:
-        # No deadline: see together().
-        call._done.wait()
-        return call.result()
-
-    return get

@@ -7,7 +7,7 @@ import functools
 
 import pytest
 
-from os_brick_nvmeof import arrays, errors, md, props, replicated, waiting
+from os_brick_nvmeof import arrays, errors, md, paths, props, replicated, waiting
 from tests.unit.brick import superblocks
 from tests.unit.brick.volumes import GIB, LEGS, NOTHING, OVERHEAD, PATH, World, runs, stale_first
 
@@ -148,19 +148,79 @@ def test_a_new_volume_with_one_leg_dead(world, how):
 
 @pytest.mark.parametrize("how", ["refuses", "silent"])
 def test_one_leg_dead_after_an_orderly_end(both, how):
-    both.attach()
-    both.md.write("md127", b"first")
-    both.md.idle("md127")
-    both.report()
-    both.detach()
-    both.array_state = props.CLEAN
+    orderly(both)
     both.hide(1, how)
-    begin = both.kernel.sim.now
     assert both.attach() == PATH
-    assert both.kernel.sim.now - begin < 5
     assert both.legs_in_sync() == [0]
     assert both.md.read("md127") == {b"first"}
     assert [nqn for nqn, _ in both.kernel.controllers()] == ["nqn.0"]
+
+
+def orderly(world):
+    """Attached, written, detached, reported."""
+    world.attach()
+    world.md.write("md127", b"first")
+    world.md.idle("md127")
+    world.report()
+    world.detach()
+    world.array_state = props.CLEAN
+
+
+def test_a_silent_leg_is_given_up_when_the_other_is_proven(both):
+    orderly(both)
+    both.hide(1, "silent")
+    begin = both.kernel.sim.now
+    both.attach()
+    assert 2.5 <= both.kernel.sim.now - begin < 3
+    both.back(1)
+    both.settle(120)
+    assert [nqn for nqn, _ in both.kernel.controllers()] == ["nqn.0"]
+    both.detach()
+    assert both.everything() == NOTHING
+
+
+def test_a_silent_leg_is_awaited_when_it_may_be_needed(both):
+    orderly(both)
+    both.array_state = props.OPEN
+    both.hide(1, "silent")
+    begin = both.kernel.sim.now
+    with pytest.raises(errors.StaleError, match="no answer in time"):
+        both.attach()
+    assert both.kernel.sim.now - begin >= 4
+    begin = both.kernel.sim.now
+    both.attach(accept_stale=True)
+    assert both.kernel.sim.now - begin >= 4
+
+
+def test_a_silent_leg_is_given_up_once_a_slow_one_is_there(both):
+    orderly(both)
+    both.hide(1, "silent")
+    both.kernel.nvme.scan_seconds = 3
+    begin = both.kernel.sim.now
+    both.attach()
+    assert 3 <= both.kernel.sim.now - begin < 3.5
+
+
+def test_a_leg_whose_lost_connection_is_still_there_is_given_up(both):
+    orderly(both)
+    plain = both.volume(legs=both.volume().legs[1:])
+    paths.connect_legs(both.ctx, plain, plain.legs)
+    both.hide(1, "silent")
+    begin = both.kernel.sim.now
+    both.attach()
+    assert both.kernel.sim.now - begin < 3
+    assert both.legs_in_sync() == [0]
+
+
+def test_no_leg_is_given_up_that_was_asked_just_now(tmp_path):
+    """On a host that is so busy that our own threads come late."""
+    world = World(tmp_path)
+    orderly(world)
+    world.hide(1, "silent")
+    world.ctx = world.kernel.context(degraded_timeout=0.5)
+    begin = world.kernel.sim.now
+    world.attach()
+    assert 1.5 <= world.kernel.sim.now - begin < 2
 
 
 def test_the_leg_that_went_on_alone_needs_nobody(world):

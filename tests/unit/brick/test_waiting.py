@@ -107,3 +107,11 @@ def test_the_fake_notices_that_all_wait():
     sim = Sim()
     with pytest.raises(AssertionError, match="all wait"):
         sim.pause()
+
+
+def test_a_call_is_awaited_without_end():
+    call = waiting.Call(Real, lambda: time.sleep(0.02) or 3, "three")
+    assert call.awaited() == 3
+    call = waiting.Call(Real, lambda: {}["no"], "broken")
+    with pytest.raises(KeyError):
+        call.awaited()
