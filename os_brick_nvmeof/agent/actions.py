@@ -108,6 +108,30 @@ class SetTimeOuts(Action):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class CutNode(Action):
+    """End the connections to a storage node that is dead, so that its I/O fails at once.
+
+    ``controllers``: names and subsystems of those whose I/O then fails. ``volume`` is one of those
+    that go on with another leg.
+    """
+
+    rank: ClassVar[int] = 0
+    away: ClassVar[bool] = True
+    node: str
+    portals: frozenset[Portal]
+    controllers: frozenset[tuple[str, str]]
+
+    @property
+    def about(self) -> str:
+        return self.node
+
+    @property
+    def key(self) -> str:
+        # Volumes share nodes.
+        return f"{self.kind} {self.node}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FailLeg(OfMember):
     """Let the array go on without a leg that has no live path."""
 

@@ -123,6 +123,23 @@ _HEALING = [
         "itself, if another one is in sync. The kernel does so on the first write.",
     ),
     cfg.FloatOpt(
+        "node_silence",
+        default=2.0,
+        min=0.0,
+        help="Seconds for which a storage node answers none of the agent's probes and completes no "
+        "I/O that waits for it, until the agent ends the connections to it, so that the arrays go "
+        "on with their other legs at once. 0: never; then the kernel's own time-outs decide. A "
+        "node that stands still for longer than this is taken for dead, and its legs are put back "
+        "when it goes on.",
+    ),
+    cfg.FloatOpt(
+        "node_probe_interval",
+        default=0.5,
+        min=0.1,
+        help="Seconds between two probes of each portal that is in use: a TCP connection that is "
+        "ended at once.",
+    ),
+    cfg.FloatOpt(
         "spare_wait",
         default=60.0,
         min=1.0,
@@ -195,6 +212,7 @@ def limits(conf: cfg.ConfigOpts) -> Limits:
         spare_wait=chosen.spare_wait,
         move_wait=chosen.move_wait,
         ask_again=chosen.ask_again,
+        silence=chosen.node_silence,
         speed_min=chosen.resync_min,
         speed_max=chosen.resync_max,
     )

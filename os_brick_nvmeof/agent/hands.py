@@ -15,10 +15,12 @@ from oslo_log import log
 
 from os_brick_nvmeof import arrays, fabrics, md, paths, props, sysfs, waiting
 from os_brick_nvmeof import conf as connector_conf
+from os_brick_nvmeof.agent import cutting
 from os_brick_nvmeof.agent.actions import (
     Action,
     AddSpare,
     ConfirmRemoval,
+    CutNode,
     FailLeg,
     OfArray,
     OfMember,
@@ -37,6 +39,8 @@ LOG = log.getLogger(__name__)
 
 # Seconds for a faulty leg to let go of the I/O that is under way.
 REMOVE_SECONDS = 5.0
+# Seconds for the kernel to notice that a connection was ended.
+NOTICE_SECONDS = 1.0
 # Seconds that mdadm may take to change the form of an array.
 GROW_SECONDS = 60.0
 
@@ -50,11 +54,19 @@ class NotNowError(ActError):
 
 
 class Hands:
-    """:param still: says whether an action is still to be done, looking at the host."""
+    """:param still: says whether an action is still to be done, looking at the host.
+    :param channel: makes what :mod:`.cutting` works with.
+    """
 
-    def __init__(self, ctx: Context, still: Callable[[Action], bool]) -> None:
+    def __init__(
+        self,
+        ctx: Context,
+        still: Callable[[Action], bool],
+        channel: Callable[[], cutting.Channel] = cutting.channel,
+    ) -> None:
         self._ctx = ctx
         self._still = still
+        self._channel = channel
 
     def do(self, volume: Volume, action: Action) -> bool:
         """Carry an action out; False when it is not one for this host.
@@ -69,6 +81,8 @@ class Hands:
                 self._reconnect(volume, action)
             case SetTimeOuts():
                 self._set_time_outs(action)
+            case CutNode():
+                self._cut(action)
             case FailLeg():
                 self._locked(action, lambda: self._flag(action, action.device, "faulty"))
             case ReAdd() | AddSpare():
@@ -104,6 +118,37 @@ class Hands:
             fabrics.set_time_outs(ctx, found, connector_conf.time_outs(ctx.conf, action.io_class))
         if self._still(action):
             raise ActError(f"the kernel did not take the time-outs of {action.controller}")
+
+    def _cut(self, action: CutNode) -> None:
+        """Without locks: nothing comes or goes that attach and detach know of, and the kernel
+        could lose the connections by itself at any moment.
+
+        The time-out after which I/O fails counts from the loss of the connection
+        (``nvme_start_failfast_work``, drivers/nvme/host/core.c), so it is 0 for that moment. If we
+        are killed meanwhile, it is put right when the controller is live again.
+        """
+        ctx, root = self._ctx, self._ctx.host.root
+        self._check(action)
+        found = (sysfs.controller(root, name, nqn) for name, nqn in sorted(action.controllers))
+        live = [one for one in found if one is not None and one.state == sysfs.LIVE]
+        for one in live:
+            fabrics.set_time_out(ctx, one, "fast_io_fail_tmo", 0)
+        try:
+            link = self._channel()
+            try:
+                count = sum(cutting.cut(portal, link) for portal in sorted(action.portals, key=str))
+            finally:
+                link.close()
+            LOG.warning("Ended %d connections to storage node %s", count, action.node)
+            deadline = waiting.Deadline(ctx.clock, NOTICE_SECONDS)
+            waiting.until(ctx, lambda: not any(map(self._is_live, live)), deadline)
+        finally:
+            seconds = connector_conf.time_outs(ctx.conf, props.REPLICATED).fast_io_fail
+            for one in live:
+                fabrics.set_time_out(ctx, one, "fast_io_fail_tmo", seconds)
+
+    def _is_live(self, controller: sysfs.Controller) -> bool:
+        return sysfs.state(self._ctx.host.root, controller.name) == sysfs.LIVE
 
     def show(self, leg: Leg) -> None:
         """After an export: have the kernel look for the namespace."""

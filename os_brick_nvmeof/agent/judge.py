@@ -206,14 +206,14 @@ def network(wanted: Wanted, views: Iterable[View]) -> str:
     """
     told = {node: state for node, state in wanted.nodes.items() if state != MAINTENANCE}
     away = {node for node, state in told.items() if state == UNAVAILABLE}
-    if not wanted.stale and _too_many(len(away), len(told)):
+    if not wanted.stale and too_many(len(away), len(told)):
         return f"{len(away)} of {len(told)} storage nodes are away, so it is the network"
     paths = _paths(views)
     here = {node for node in paths if wanted.nodes.get(node) != MAINTENANCE}
     dead = {node for node in here if paths[node] is Path.DEAD}
     if not wanted.stale:
         dead -= away
-    if _too_many(len(dead), len(here)):
+    if too_many(len(dead), len(here)):
         return (
             f"this host reaches {len(dead)} of its {len(here)} storage nodes no more, "
             "so it is the network"
@@ -221,7 +221,7 @@ def network(wanted: Wanted, views: Iterable[View]) -> str:
     return ""
 
 
-def _too_many(away: int, total: int) -> bool:
+def too_many(away: int, total: int) -> bool:
     return 3 * away >= total if total > 3 else total == 3 and away >= 2
 
 

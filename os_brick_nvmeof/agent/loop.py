@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observe, plan, act, again and again.
 
-Three threads beside the pool that acts: the rounds, the questions to the provisioner, and the
-waiting for its events. None waits for another, so a provisioner that is away or slow delays only
-what it has to decide, and a node that hangs delays only its own volumes.
+Five threads beside the pool that acts: the rounds, the questions to the provisioner, the waiting
+for its events, the probes of the nodes, and what is to be done at once about a node that does not
+answer. None waits for another, so a provisioner that is away or slow delays only what it has to
+decide, and a node that hangs delays only its own volumes.
 """
 
 from __future__ import annotations
@@ -18,12 +19,13 @@ from typing import Any
 from oslo_log import log
 
 from os_brick_nvmeof import errors
-from os_brick_nvmeof.agent import hold, judge, plan, remember, status, voice
+from os_brick_nvmeof.agent import hold, judge, plan, remember, silence, status, voice
 from os_brick_nvmeof.agent.actions import (
     Action,
     AddSpare,
     AskReplacement,
     ConfirmRemoval,
+    CutNode,
     Export,
     HoldWrites,
     ReAdd,
@@ -35,6 +37,7 @@ from os_brick_nvmeof.agent.history import History
 from os_brick_nvmeof.agent.metrics import Metrics
 from os_brick_nvmeof.agent.model import Limits, Memory, Place, Seen, Wanted
 from os_brick_nvmeof.agent.observe import Observer
+from os_brick_nvmeof.agent.probes import Probes
 from os_brick_nvmeof.agent.round import Round
 from os_brick_nvmeof.agent.store import HISTORY, Store
 from os_brick_nvmeof.agent.vendor import FATAL, INFO, WARN, Vendor, VendorError
@@ -50,6 +53,7 @@ SOAK = 0.02
 _DOUBTED = (AskReplacement, RetireLeg)
 # Told to the provisioner as events, with their level.
 _TOLD = {
+    "CutNode": FATAL,
     "FailLeg": FATAL,
     "ReAdd": WARN,
     "AddSpare": WARN,
@@ -60,12 +64,13 @@ _TOLD = {
 
 @dataclasses.dataclass(frozen=True)
 class Pace:
-    """Seconds; ``parallel``: volumes at the same time."""
+    """Seconds; ``parallel``: volumes at the same time; ``ask``: between two probes of a node."""
 
     look: float = 15.0
     busy: float = 1.0
     pull: float = 30.0
     probe: int = 10
+    ask: float = 0.5
     parallel: int = 16
 
 
@@ -93,6 +98,13 @@ class Agent:
         self.stopping = threading.Event()
         self.wake = threading.Event()
         self.ask = threading.Event()
+        self.urgent = threading.Event()
+        self.probes = Probes(
+            self.pace.ask,
+            self.observer.io,
+            self.urgent.set,
+            count=lambda outcome: self.metrics.probes.labels(outcome).inc(),
+        )
         self.memory = store.memory()
         self.wanted = store.wanted()
         self.history = History(store.history())
@@ -104,6 +116,7 @@ class Agent:
         self._probed = 0.0
         self._away = ""
         self._network = ""
+        self._left: set[str] = set()
 
     # -- what is wanted ---------------------------------------------------------------------------
 
@@ -171,6 +184,7 @@ class Agent:
         with self._lock:
             shown = status.make(wanted, seen, memory, made, now, self.last, self.history)
         self.metrics.note(shown)
+        self.metrics.silent.set(sum(one.unanswered > 1 for one in self.probes.seen().values()))
         self._save(lambda: self._publish(shown), "the status")
         return made
 
@@ -183,6 +197,8 @@ class Agent:
 
     def _follow(self, wanted: Wanted, seen: Seen, memory: Memory, now: float) -> None:
         views = [judge.view(volume, seen, memory) for volume in wanted.volumes]
+        if self.limits.silence:
+            self.probes.watch(silence.to_watch(views))
         with self._lock:
             ended = self.history.follow(views, now)
             shown = self.history.shown() if ended else []
@@ -216,6 +232,8 @@ class Agent:
             LOG.debug("The provisioner is not told of this: %s", error)
 
     def _still(self, action: Action) -> bool:
+        if isinstance(action, CutNode):
+            return action in self._hasty(but=action.node).actions
         with self._lock:
             wanted, memory = self.wanted, self.memory
         volume = wanted.volume(action.volume)
@@ -224,6 +242,44 @@ class Agent:
         seen = self.observer.look(only)
         memory = remember.look(memory, only, seen, now, self.limits)
         return plan.still(action, Round(only, seen, memory, now, self.limits))
+
+    # -- nodes that do not answer -----------------------------------------------------------------
+
+    def hasten(self) -> None:
+        """Look at what matters to nodes that do not answer, and do what is to be done at once."""
+        made = self._hasty()
+        notes = {note.text for note in made.notes}
+        for text in sorted(notes - self._left):
+            LOG.warning("%s", text)
+        self._left = notes
+        for action in made.actions:
+            if not self.stopping.is_set():
+                self.perform(action)
+                self.wake.set()
+
+    def _hasty(self, *, but: str = "") -> plan.Plan:
+        """:param but: a node for which the last cut does not count."""
+        with self._lock:
+            wanted, memory = self.wanted, self.memory
+        now = self._clock()
+        seen = dataclasses.replace(
+            self.observer.look(wanted, reading=False), probed=self.probes.seen()
+        )
+        memory = remember.look(memory, wanted, seen, now, self.limits)
+        cut = {node: time for node, time in memory.cut.items() if node != but}
+        memory = dataclasses.replace(memory, cut=cut)
+        return plan.hasten(wanted, seen, memory, now, self.limits)
+
+    def _hasten_loop(self) -> None:
+        while not self.stopping.is_set():
+            self.urgent.wait()
+            self.urgent.clear()
+            if not self.stopping.is_set():
+                self._safely(self._hastened)
+
+    def _hastened(self) -> bool:
+        self.hasten()
+        return True
 
     # -- acting -----------------------------------------------------------------------------------
 
@@ -375,7 +431,10 @@ class Agent:
         seen = self.observer.look(self.wanted)
         mine = [judge.find_array(volume, seen) for volume in self.wanted.volumes]
         hold.release_all(self.ctx, [array.name for array in mine if array is not None])
-        for work, name in ((self._pull_loop, "pull"), (self._event_loop, "events")):
+        threads = [(self._pull_loop, "pull"), (self._event_loop, "events")]
+        if self.limits.silence:
+            threads += [(self._hasten_loop, "hasten"), (self.probes.run, "probes")]
+        for work, name in threads:
             threading.Thread(target=work, name=name, daemon=True).start()
 
     def run(self, alive: Callable[[], None] = lambda: None) -> None:
@@ -404,6 +463,8 @@ class Agent:
     def stop(self) -> None:
         """Begin nothing more; holds end at once."""
         self.stopping.set()
+        self.probes.stop()
+        self.urgent.set()
         self.wake.set()
         self.ask.set()
 
@@ -451,5 +512,5 @@ class Agent:
             return work()
         except Exception:
             # A thread that ends would not be missed by anybody.
-            LOG.exception("A defect while the provisioner was asked")
+            LOG.exception("A defect of thread %s", threading.current_thread().name)
             return False

@@ -166,6 +166,7 @@ def make(options: cfg.ConfigOpts, ctx: Context) -> Agent:
             busy=chosen.busy_interval,
             pull=chosen.pull_interval,
             probe=chosen.probe_interval,
+            ask=chosen.node_probe_interval,
             parallel=chosen.parallel,
         ),
         metrics=metrics,

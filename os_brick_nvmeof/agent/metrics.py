@@ -23,6 +23,14 @@ class Metrics:
         self.actions = Counter(
             "kumo_agent_actions", "Actions carried out.", ["kind", "outcome"], registry=this
         )
+        self.probes = Counter(
+            "kumo_agent_probes", "Probes of storage nodes.", ["outcome"], registry=this
+        )
+        self.silent = Gauge(
+            "kumo_agent_silent_portals",
+            "Portals that do not answer the probes.",
+            registry=this,
+        )
         self.pulls = Counter(
             "kumo_agent_pulls", "Questions to the provisioner.", ["outcome"], registry=this
         )

@@ -162,6 +162,21 @@ class Superblock:
 
 
 @dataclasses.dataclass(frozen=True)
+class Probed:
+    """How a portal answers the agent's own probes.
+
+    :ivar unanswered: probes since the last answer, each from a socket of its own.
+    :ivar silent: seconds since the first of them was sent.
+    :ivar stalled: I/O to it is under way on live controllers, and none was completed since; None:
+        it could not be told.
+    """
+
+    unanswered: int = 0
+    silent: float = 0.0
+    stalled: bool | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Seen:
     """The host, looked at once.
 
@@ -169,6 +184,7 @@ class Seen:
     :ivar superblocks: by uuid of the namespace, of those that are in no array; one that is absent
         was not read or could not be.
     :ivar multipath: the kernel joins the controllers of a subsystem.
+    :ivar probed: of each portal; one that is absent is not probed, or it could not be told.
     """
 
     controllers: tuple[Controller, ...] | None = ()
@@ -177,6 +193,7 @@ class Seen:
     superblocks: Mapping[str, Superblock] = dataclasses.field(default_factory=dict)
     host_nqn: str = ""
     multipath: bool = True
+    probed: Mapping[Portal, Probed] = dataclasses.field(default_factory=dict)
 
 
 # -- wanted -------------------------------------------------------------------------------------
@@ -311,6 +328,7 @@ class Memory:
     :ivar tried: by the key of the action.
     :ivar members: uuid of the leg by "array/device", for devices that are gone.
     :ivar counted: when event counters of a volume were reported last.
+    :ivar cut: when the connections to a node were ended last, by its id.
     """
 
     lost: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -319,6 +337,7 @@ class Memory:
     tried: Mapping[str, Tried] = dataclasses.field(default_factory=dict)
     members: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counted: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    cut: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,6 +350,8 @@ class Limits:
     :ivar ask_again: before a replacement is asked for again when the first answer was lost.
     :ivar count_every: between two reports of event counters alone.
     :ivar hold: that writes are held at most.
+    :ivar silence: of a node whose I/O waits, before its connections are ended; 0: never.
+    :ivar cut_pause: before the connections to the same node are ended again.
     :ivar speed_min, speed_max: of a synchronisation; 0 leaves what the kernel has.
     """
 
@@ -341,5 +362,7 @@ class Limits:
     ask_again: float = 120.0
     count_every: float = 60.0
     hold: float = 2.0
+    silence: float = 2.0
+    cut_pause: float = 30.0
     speed_min: int = 0
     speed_max: int = 0

@@ -19,8 +19,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from os_brick_nvmeof.agent import judge, ladder, paths, remember, reports, tasks
-from os_brick_nvmeof.agent.actions import Action
+from os_brick_nvmeof.agent import judge, ladder, paths, remember, reports, silence, tasks
+from os_brick_nvmeof.agent.actions import Action, CutNode
 from os_brick_nvmeof.agent.model import Limits, Memory, Seen, Wanted
 from os_brick_nvmeof.agent.round import Note, Round
 
@@ -71,6 +71,24 @@ def still(action: Action, this: Round) -> bool:
     if volume is None:
         return False
     return action in _of_volume(this, judge.view(volume, this.seen, this.memory))
+
+
+def hasten(wanted: Wanted, seen: Seen, memory: Memory, now: float, limits: Limits) -> Plan:
+    """What is to be done at once about nodes that do not answer; see :mod:`.silence`.
+
+    Nothing of it needs a look at what is on the devices.
+    """
+    views = tuple(judge.view(volume, seen, memory) for volume in wanted.volumes)
+    network = judge.network(wanted, views)
+    found = tuple(silence.of_nodes(Round(wanted, seen, memory, now, limits), views))
+    actions = tuple(one for one in found if isinstance(one, CutNode))
+    due = tuple(remember.due(memory, actions, now))
+    return Plan(
+        () if network else due,
+        tuple(one for one in found if isinstance(one, Note)),
+        tuple(one for one in actions if network or one not in due),
+        network,
+    )
 
 
 def _allowed(action: Action, wanted: Wanted, network: str) -> bool:

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from os_brick_nvmeof.agent import judge
-from os_brick_nvmeof.agent.actions import Action, AskReplacement, ReportArray
+from os_brick_nvmeof.agent.actions import Action, AskReplacement, CutNode, ReportArray
 from os_brick_nvmeof.agent.model import Asked, Limits, Memory, Seen, Tried, Volume, Wanted
 
 # Seconds to the second try, doubled each time, and the longest.
@@ -40,6 +40,7 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
         members={key: leg for key, leg in members.items() if leg in known},
         asked=_asked(memory, wanted, now, limits),
         counted=_only(memory.counted, {volume.uuid for volume in wanted.volumes}),
+        cut={node: time for node, time in memory.cut.items() if 0 <= now - time < limits.cut_pause},
         tried={
             key: one
             for key, one in memory.tried.items()
@@ -101,6 +102,8 @@ def _judged(volume: Volume, lost: str, one: Asked, now: float, limits: Limits) -
 
 def begun(memory: Memory, action: Action, now: float) -> Memory:
     """To be written down before the action is carried out."""
+    if isinstance(action, CutNode):
+        return dataclasses.replace(memory, cut={**memory.cut, action.node: now})
     if not isinstance(action, AskReplacement):
         return memory
     asked = Asked(now, action.volume, action.before)

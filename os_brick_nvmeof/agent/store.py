@@ -93,6 +93,8 @@ def _memory(told: Mapping[str, Any]) -> Memory:
         tried={key: Tried(**one) for key, one in told["tried"].items()},
         members=dict(told["members"]),
         counted={key: float(value) for key, value in told["counted"].items()},
+        # Agents before did not write it.
+        cut={key: float(value) for key, value in told.get("cut", {}).items()},
     )
 
 

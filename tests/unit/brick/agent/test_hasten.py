@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole agent and a node that dies without a word."""
+
+import errno
+import threading
+import types
+
+import pytest
+
+from os_brick_nvmeof.agent import cutting, loop, plan
+from os_brick_nvmeof.agent.hands import ActError
+from os_brick_nvmeof.agent.model import Probed
+from os_brick_nvmeof.agent.observe import Observer
+from os_brick_nvmeof.agent.round import Note
+from tests.fakes.agent_host import Host
+from tests.unit.brick.agent.test_stories import A, B, Run
+
+SILENT = Probed(5, 2.5, True)
+WELL = Probed(1, 0.0, None)
+
+
+class Probes:
+    """What the probes would say. :ivar script: what they say first, one for each question."""
+
+    def __init__(self, host):
+        self.host, self.watched, self.script = host, {}, []
+        self.dead = set()
+
+    def watch(self, portals):
+        self.watched = portals
+
+    def seen(self):
+        if self.script:
+            self.dead = self.script.pop(0)
+        return {portal: SILENT if portal.address in self.dead else WELL for portal in self.watched}
+
+    def stop(self):
+        self.watched = {}
+
+
+@pytest.fixture
+def host(tmp_path):
+    found = Host(tmp_path)
+    found.attach()
+    found.md.write("md127", b"first")
+    return found
+
+
+@pytest.fixture
+def run(host, tmp_path):
+    found = Run(host, tmp_path)
+    found.agent.probes = Probes(host)
+    found.rounds(2)
+    return found
+
+
+class Cutting:
+    """The kernel ends connections. :ivar problem: error number instead."""
+
+    def __init__(self, monkeypatch, host, run):
+        self.host, self.portals, self.fails, self.closed = host, [], [], 0
+        self.problem = 0
+        monkeypatch.setattr(cutting, "cut", self.cut)
+        run.agent.hands._channel = lambda: self
+
+    def close(self):
+        self.closed += 1
+
+    def time_outs(self):
+        names = [f"nvme{number}" for number in self.host.kernel.nvme.controllers]
+        return {name: self.host.kernel.attribute(name, "fast_io_fail_tmo") for name in names}
+
+    def cut(self, portal, link):
+        assert link is self
+        self.fails.append(sorted(self.time_outs().values()))
+        if self.problem:
+            raise OSError(self.problem, "no")
+        self.portals.append(portal.address)
+        self.host.kernel.go(portal.address, "silent")
+        return 3
+
+
+@pytest.fixture
+def cuts(monkeypatch, host, run):
+    return Cutting(monkeypatch, host, run)
+
+
+def die(host, run, number):
+    host.kernel.go(host.address(number), "silent", noticed=False)
+    run.agent.probes.dead = {host.address(number)}
+
+
+def test_a_node_that_dies_without_a_word_is_cut_off_and_comes_back(host, run, cuts):
+    assert sorted(portal.address for portal in run.agent.probes.watched) == [
+        host.address(0),
+        host.address(1),
+    ]
+    run.agent.hasten()
+    assert cuts.portals == []
+    die(host, run, 1)
+    run.agent.hasten()
+    assert cuts.portals == [host.address(1)]
+    assert cuts.fails == [["0", "1"]]
+    assert set(cuts.time_outs().values()) == {"1"}
+    assert cuts.closed == 1
+    assert run.agent.wake.is_set()
+    assert run.agent.store.memory().cut.keys() == {"n1"}
+    assert ("FATAL", "CutNode: volume " + run.agent.wanted.volumes[0].uuid) in host.storage.told
+    host.md.write("md127", b"second")
+    run.agent.hasten()
+    assert len(cuts.portals) == 1
+    run.rounds(4)
+    assert host.in_sync() == {A}
+    run.agent.probes.dead = set()
+    host.back(1)
+    host.settle(3)
+    run.rounds(5)
+    assert host.in_sync() == {A, B}
+    assert host.md.read("md127") == {b"second"}
+
+
+def test_a_node_that_answers_just_before_is_left_alone(host, run, cuts):
+    die(host, run, 1)
+    run.agent.probes.script = [{host.address(1)}, set()]
+    run.agent.hasten()
+    assert cuts.fails == []
+    # What was intended counts for a while, all the same.
+    assert run.agent.memory.cut.keys() == {"n1"}
+
+
+@pytest.mark.parametrize("problem", [errno.EOPNOTSUPP, errno.EPERM])
+def test_a_kernel_that_cannot_leaves_it_as_it_was(host, run, cuts, problem):
+    cuts.problem = problem
+    die(host, run, 1)
+    run.agent.hasten()
+    assert cuts.fails == [["0", "1"]]
+    assert set(cuts.time_outs().values()) == {"1"}
+    assert cuts.closed == 1
+    assert run.agent.memory.tried["CutNode n1"].count == 1
+
+
+def test_what_cannot_be_written_down_is_not_done(host, run, cuts):
+    def full(_memory):
+        raise OSError(errno.ENOSPC, "full")
+
+    run.agent.store.save_memory = full
+    die(host, run, 1)
+    run.agent.hasten()
+    assert cuts.fails == []
+    assert "cannot be written down" in run.agent.memory.tried["CutNode n1"].error
+
+
+def test_the_last_leg_is_left_to_the_kernel_and_that_is_said_once(host, run, cuts, caplog):
+    host.hide(0)
+    host.md.write("md127", b"second")
+    run.rounds(2)
+    host.settle(3)
+    die(host, run, 1)
+    for _ in range(3):
+        run.agent.hasten()
+    assert cuts.fails == []
+    assert caplog.text.count("is silent and left to the kernel") == 1
+
+
+def test_nothing_is_read_from_devices_meanwhile(host, run):
+    def refuse(*_):
+        raise AssertionError("a device was read")
+
+    host.kernel.read = refuse
+    seen = run.agent.observer.look(run.agent.wanted, reading=False)
+    assert [one.uuid for one in seen.arrays] == [run.agent.wanted.volumes[0].uuid]
+    assert seen.superblocks == {}
+
+
+# -- what is read of the I/O ----------------------------------------------------------------------
+
+
+def test_io_of_live_controllers_is_counted(host):
+    observer = Observer(host.ctx)
+    at = host.kernel.root / "sys/class/nvme-fabrics/ctl"
+    names = sorted(one.name for one in at.iterdir() if one.name.startswith("nvme"))
+    assert len(names) == 2
+    for name in names:
+        (path,) = [one for one in (at / name).iterdir() if "n" in one.name[4:] and one.is_dir()]
+        (path / "stat").write_text("  5 0 0 0 7 0 0 0 3 0 0 1 0 0 0 2 0\n")
+    assert observer.io(names) == (30, 6)
+    host.kernel.go(host.address(1), "silent")
+    assert observer.io(names) == (15, 3)
+    assert observer.io(["nvme77"]) == (0, 0)
+    (path / "stat").write_text("nonsense\n")
+    host.kernel.go(host.address(1), "live")
+    host.settle(3)
+    assert observer.io(names) is None
+
+
+# -- threads --------------------------------------------------------------------------------------
+
+
+def test_the_thread_does_what_is_urgent_until_it_is_stopped(run):
+    done = threading.Semaphore(0)
+
+    def hasten():
+        done.release()
+        raise ActError("no")
+
+    run.agent.hasten = hasten
+    thread = threading.Thread(target=run.agent._hasten_loop)
+    thread.start()
+    for _ in range(2):
+        run.agent.urgent.set()
+        assert done.acquire(timeout=20)
+    run.agent.stop()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_the_agent_starts_its_probes_unless_they_are_off(host, run, monkeypatch):
+    started = []
+
+    class Thread:
+        def __init__(self, target, name, daemon):
+            started.append(name)
+
+        def start(self):
+            pass
+
+    off = Run(host, run.path, silence=0.0)
+    monkeypatch.setattr(loop, "threading", types.SimpleNamespace(Thread=Thread))
+    run.agent.probes.run = lambda: None
+    run.agent.start()
+    assert started == ["pull", "events", "hasten", "probes"]
+    started.clear()
+    off.agent.start()
+    assert started == ["pull", "events"]
+
+
+def test_nothing_is_begun_any_more_when_it_ends(run, host, cuts, monkeypatch):
+    die(host, run, 1)
+    made = run.agent._hasty()
+    assert made.actions
+    run.agent.stop()
+    monkeypatch.setattr(run.agent, "_hasty", lambda: plan.Plan(made.actions, (Note("", "", "x"),)))
+    run.agent.hasten()
+    assert cuts.fails == []
