@@ -22,7 +22,7 @@ from typing import Any, ClassVar
 import sqlalchemy
 
 ADDRESS = "127.0.0.1"
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 POSTGRESQL = Path("/usr/lib/postgresql/15/bin")
 MARIADB = Path("/usr/sbin/mariadbd")
 MARIADB_TABLES = Path("/usr/share/mysql")
@@ -132,7 +132,7 @@ class Server:
     def _end(self, number: signal.Signals) -> None:
         if self.process is not None:
             self.process.send_signal(number)
-            self.process.wait(timeout=30)
+            self.process.wait(timeout=60)
             self.process = None
 
 

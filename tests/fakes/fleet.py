@@ -50,7 +50,7 @@ class Hold:
     drop: bool = False
     count: int = 0
 
-    def wait(self, calls: int = 1, seconds: float = 20.0) -> None:
+    def wait(self, calls: int = 1, seconds: float = 60.0) -> None:
         """Wait until that many calls have arrived there."""
         deadline = time.monotonic() + seconds
         while self.count < calls:
@@ -361,7 +361,7 @@ class Fleet:
         for node in self.nodes:
             node.clear_faults()
 
-    def settle(self, seconds: float = 20.0) -> None:
+    def settle(self, seconds: float = 60.0) -> None:
         """Wait until no node works on a call any more."""
         deadline = time.monotonic() + seconds
         while any(node.busy for node in self.nodes):

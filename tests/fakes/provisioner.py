@@ -21,7 +21,7 @@ from kumo_client.session import Session
 from kumo_provisioner import init
 from tests.fakes.fleet import ADDRESS, FakeNode, Fleet
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 # Short times, so that tests see probes and time-outs without waiting for them.
 TEST_OPTIONS = {
     "nodes": {"connect_timeout": "1", "budget": "8", "probe_budget": "1"},
@@ -133,7 +133,7 @@ class ProvisionerProcess:
         if self.process is None:
             return 0
         self.process.send_signal(number)
-        status = self.process.wait(timeout=30)
+        status = self.process.wait(timeout=60)
         self.process = None
         return status
 

@@ -68,7 +68,7 @@ class Daemon:
         return (self.directory / "log").read_text()
 
 
-def until(condition, what, seconds=30.0):
+def until(condition, what, seconds=90.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what()

@@ -93,7 +93,7 @@ def hold_all(nodes, before):
 
 
 def wait_for(holds, calls):
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while sum(hold.count for hold in holds) < calls:
         assert time.monotonic() < deadline, [hold.count for hold in holds]
         time.sleep(0.01)

@@ -16,7 +16,7 @@ from tests.fakes.fleet import ADDRESS
 from tests.functional.provisioner import common
 
 
-def until(condition, what, seconds=15.0):
+def until(condition, what, seconds=60.0):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, what

@@ -25,7 +25,7 @@ from tests.fakes.provisioner import ProvisionerProcess
 from tests.functional.provisioner import common
 
 # At least so long and so much; a slow machine gets more time for it.
-LOAD_SECONDS, MOST_SECONDS = 14.0, 60.0
+LOAD_SECONDS, MOST_SECONDS = 14.0, 180.0
 OPERATIONS = 80
 OPTIONS = {
     "instances": {"heartbeat_interval": "0.25", "dead_after": "1.5"},
@@ -179,7 +179,7 @@ class Load:
 def settle(instances, fleet, database):
     """Wait until the dead count as dead, and reconcile until nothing is left to do."""
     fleet.settle()
-    deadline = time.monotonic() + 40
+    deadline = time.monotonic() + 120
     counts = {}
     while True:
         with database.read() as session:
@@ -234,7 +234,7 @@ def assert_invariants(instances, fleet, database, load):
 
 def assert_no_lease_is_left(database):
     """Only the duties of those who live, as soon as nobody works."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while True:
         with database.read() as session:
             names = session.scalars(select(models.Lease.name)).all()
@@ -286,7 +286,7 @@ def test_a_database_that_restarts(server, instances, fleet, database):
         assert caught.value.transient
         server.start()
         before = load.codes["Success"]
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 90
         while load.codes["Success"] < before + 20:
             assert time.monotonic() < deadline, load.codes
             time.sleep(0.1)

@@ -17,7 +17,7 @@ def get(provisioner, path, session=requests):
     return answer.status_code
 
 
-def ended(provisioner, seconds=15):
+def ended(provisioner, seconds=60):
     status = provisioner.process.wait(timeout=seconds)
     provisioner.process = None
     return status

@@ -14,7 +14,7 @@ from kumo_client.schemas.volume import Location, Volume
 from kumo_provisioner.edge import MAX_BODY
 from tests.unit.provisioner.conftest import NQN, READER, TOKEN, WRITER
 
-UUID = str(uuid.uuid4())
+UUID = "5f0c9a34-8d61-4b7e-9a52-1c3d7e60b482"
 VOLUME = {"alias": "a", "capacity": 1}
 HOST = {"hostNqn": NQN, "hostId": "h"}
 
