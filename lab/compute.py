@@ -15,7 +15,7 @@ from lab.guest_brick import socket_path
 from lab.machine import Machine
 
 DEFAULT_EDITION = brick_site.OURS
-_READY_SECONDS = 120.0
+_READY_SECONDS = 300.0
 _CALL_SECONDS = 300.0
 
 

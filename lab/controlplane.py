@@ -25,7 +25,7 @@ from lab.progress import Progress
 
 PORT = 8090
 _TOP = Path(__file__).resolve().parents[1]
-_READY_SECONDS = 120.0
+_READY_SECONDS = 300.0
 _DROP_IN = """\
 [Service]
 ExecStartPre=+/usr/sbin/ip address replace {second}/24 dev eth0

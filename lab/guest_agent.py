@@ -162,7 +162,7 @@ class GuestAgent:
         command: str | list[str],
         *,
         input: bytes | None = None,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         env: dict[str, str] | None = None,
     ) -> Result:
         """Run a command (a text goes through ``/bin/sh -c``) and wait for its end.

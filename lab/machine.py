@@ -304,7 +304,7 @@ class Machine:
         *,
         input: bytes | str | None = None,
         check: bool = True,
-        timeout: float = 120.0,
+        timeout: float = 300.0,
         env: dict[str, str] | None = None,
     ) -> Result:
         """Run a command in the guest; a text goes through a shell.

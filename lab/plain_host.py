@@ -11,7 +11,7 @@ from lab.controlplane import Client
 from lab.errors import LabError
 from lab.machine import Machine
 
-_DEVICE_SECONDS = 30.0
+_DEVICE_SECONDS = 60.0
 
 
 class PlainHost:

@@ -59,7 +59,7 @@ class Cinder:
             raise
         return str(answer[kind]["status"])
 
-    def wait(self, kind: str, identifier: str, wanted: str, timeout: float = 90.0) -> float:
+    def wait(self, kind: str, identifier: str, wanted: str, timeout: float = 240.0) -> float:
         """Wait for a status.
 
         :return: the seconds it took.

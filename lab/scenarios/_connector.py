@@ -27,8 +27,8 @@ from lab.volumes import Volumes
 GIB = 1 << 30
 MIB = 4
 _EDITION = "KUMO_LAB_OS_BRICK"
-_GONE_SECONDS = 10.0
-_SYNC_SECONDS = 90.0
+_GONE_SECONDS = 30.0
+_SYNC_SECONDS = 180.0
 _LOAD_UNIT = "kumo-load"
 
 

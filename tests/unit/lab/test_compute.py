@@ -272,7 +272,7 @@ def test_a_service_that_never_listens(host, cinder):
     host.loading = 10**6
     with pytest.raises(LabError, match="compute1: os-brick did not start"):
         Compute(host, cinder).start()
-    assert host.clock.now == pytest.approx(1120, abs=1)
+    assert host.clock.now == pytest.approx(1300, abs=1)
 
 
 def test_a_request_is_one_line_of_json(compute, host, monkeypatch):

@@ -97,7 +97,7 @@ def test_waiting_for_an_array_to_be_whole(trial, clock):
     busy, done = (ARRAY.format(degraded=d, action=a) for d, a in ((1, "recover"), (0, "idle")))
     show(trial, busy, busy, done)
     assert trial.wait_whole() == 1.0
-    show(trial, *[busy] * 300)
+    show(trial, *[busy] * 500)
     with pytest.raises(ScenarioFailedError, match="the array stays"):
         trial.wait_whole()
 

@@ -236,7 +236,7 @@ def test_a_provisioner_that_never_answers(world, plane, screen):
     world.answers_after = 10**6
     with pytest.raises(LabError, match="does not answer: connection refused"):
         plane.start_provisioner(screen)
-    assert world.clock.now == pytest.approx(1120, abs=1)
+    assert world.clock.now == pytest.approx(1300, abs=1)
 
 
 def test_a_refused_registration(world, plane, screen):

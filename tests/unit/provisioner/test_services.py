@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Stories of volumes, snapshots and copies over a real database and node models."""
 
-
 import pytest
 from sqlalchemy import delete
 
