@@ -78,8 +78,8 @@ def names(root: pathlib.Path) -> list[str]:
     """Names of all arrays."""
     return [
         name
-        for name in sysfs.names(root / sysfs.BLOCK)
-        if _ARRAY.fullmatch(name) and (root / sysfs.BLOCK / name / "md").is_dir()
+        for name in sysfs.names(f"{root}/{sysfs.BLOCK}")
+        if _ARRAY.fullmatch(name) and os.path.isdir(_home(root, name))
     ]
 
 
@@ -99,18 +99,18 @@ def look(root: pathlib.Path, name: str) -> Array | None:
 
 
 def _look(root: pathlib.Path, name: str) -> Array | None:
-    path = root / sysfs.BLOCK / name / "md"
-    state = sysfs.read(path / "array_state")
+    path = _home(root, name)
+    state = sysfs.read(f"{path}/array_state")
     if state is None or state == "clear":
         return None
     return Array(
         name=name,
-        uuid=_uuid(sysfs.read(path / "uuid")),
+        uuid=_uuid(sysfs.read(f"{path}/uuid")),
         state=state,
-        places=int((sysfs.read(path / "raid_disks") or "0").split()[0]),
+        places=int((sysfs.read(f"{path}/raid_disks") or "0").split()[0]),
         size=sysfs.size(root, name) or 0,
         members=tuple(
-            Member(entry.removeprefix("dev-"), _flags(path / entry))
+            Member(entry.removeprefix("dev-"), _flags(f"{path}/{entry}"))
             for entry in sysfs.names(path)
             if entry.startswith("dev-")
         ),
@@ -119,7 +119,26 @@ def _look(root: pathlib.Path, name: str) -> Array | None:
 
 def everyone(root: pathlib.Path) -> list[Array]:
     """All arrays."""
-    return [array for name in names(root) if (array := look(root, name))]
+    return _each(root, names(root))
+
+
+def _each(root: pathlib.Path, every: Iterable[str]) -> list[Array]:
+    return [array for name in every if (array := look(root, name))]
+
+
+def _told(root: pathlib.Path, name: str) -> str:
+    """UUID of an array; "" when the kernel does not tell it now."""
+    try:
+        return _uuid(sysfs.read(f"{_home(root, name)}/uuid"))
+    except OSError as error:
+        # It is being deleted: see look().
+        if error.errno == errno.EBUSY:
+            return ""
+        raise
+
+
+def _holds(root: pathlib.Path, name: str, devices: Iterable[str]) -> bool:
+    return any(os.path.isdir(f"{_home(root, name)}/dev-{device}") for device in devices)
 
 
 def find(ctx: Context, volume: Volume, devices: Collection[str] = ()) -> Array | None:
@@ -129,14 +148,19 @@ def find(ctx: Context, volume: Volume, devices: Collection[str] = ()) -> Array |
     :raises UnknownDataError: an array holds one of them, and it cannot be told which it is.
     :raises OSError: when the kernel could not tell.
     """
+    root = ctx.host.root
+    # A host has many arrays, and most are of no interest here.
     others = []
-    for array in everyone(ctx.host.root):
-        if array.uuid == volume.uuid:
+    silent = []
+    for name in names(root):
+        told = _told(root, name)
+        if told == volume.uuid and (array := look(root, name)):
             return array
-        others.append(array)
-    held = [array for array in others if array.names & set(devices)]
-    silent = [array for array in others if not array.uuid]
-    for array in held or [array for array in silent if _likely(ctx.host.root, volume, array)]:
+        others.append(name)
+        if not told:
+            silent.append(name)
+    held = _each(root, [name for name in others if _holds(root, name, devices)])
+    for array in held or [each for each in _each(root, silent) if _likely(root, volume, each)]:
         seen = _content(ctx, array)
         if isinstance(seen, superblock.Superblock):
             if seen.of(volume):
@@ -154,7 +178,7 @@ def _likely(root: pathlib.Path, volume: Volume, array: Array) -> bool:
     """Whether an array may be that of a volume: it has a leg of it, or its name."""
     legs = {leg.uuid for leg in volume.legs}
     return linked(root, volume) == array.name or any(
-        (sysfs.read(root / sysfs.BLOCK / name / "uuid") or "").lower() in legs
+        (sysfs.read(f"{root}/{sysfs.BLOCK}/{name}/uuid") or "").lower() in legs
         for name in array.names
     )
 
@@ -167,7 +191,7 @@ def link(volume: Volume) -> str:
 def linked(root: pathlib.Path, volume: Volume) -> str:
     """Name of the device that the link of a volume leads to; "" without a link."""
     try:
-        return os.path.basename(os.readlink(root / link(volume)[1:]))
+        return os.path.basename(os.readlink(f"{root}{link(volume)}"))
     except OSError:
         return ""
 
@@ -210,8 +234,12 @@ def answer(
     return call.result()
 
 
-def _flags(path: pathlib.Path) -> frozenset[str]:
-    return frozenset(filter(None, (sysfs.read(path / "state") or "").split(",")))
+def _flags(path: str) -> frozenset[str]:
+    return frozenset(filter(None, (sysfs.read(f"{path}/state") or "").split(",")))
+
+
+def _home(root: pathlib.Path, name: str) -> str:
+    return f"{root}/{sysfs.BLOCK}/{name}/md"
 
 
 def _uuid(text: str | None) -> str:

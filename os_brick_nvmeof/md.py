@@ -92,7 +92,7 @@ def mark(ctx: Context, name: str) -> None:
 
 def marked(ctx: Context, name: str) -> bool:
     """Whether :func:`mark` was called on it."""
-    return sysfs.read(ctx.host.root / sysfs.BLOCK / name / "md" / _MARK[0]) == _MARK[1]
+    return sysfs.read(f"{ctx.host.root}/{sysfs.BLOCK}/{name}/md/{_MARK[0]}") == _MARK[1]
 
 
 # -- create and assemble ------------------------------------------------------------------------

@@ -172,13 +172,13 @@ def read(host: Host, device: str, size: int) -> Content:
         head = _read(host, device, 0, OFFSET + _BLOCK)
         if head[OFFSET : OFFSET + 4] == struct.pack("<I", MAGIC):
             return parse(head[OFFSET:], size)
-        if any(head):
+        if not _zeros(head):
             return Foreign(_what(head))
         end = size // _BLOCK * _BLOCK
         rest = _read(host, device, 0, EDGE) + _read(host, device, end - EDGE, EDGE)
     except OSError as error:
         return Unknown(f"{device} cannot be read: {error}")
-    return Foreign("it holds data without a signature that is known") if any(rest) else Blank()
+    return Blank() if _zeros(rest) else Foreign("it holds data without a signature that is known")
 
 
 def parse(block: bytes, size: int) -> Superblock | Unknown:
@@ -230,6 +230,11 @@ def checksum(block: bytes) -> int:
     data += bytes(-length % 4)
     total = sum(struct.unpack(f"<{len(data) // 4}I", data))
     return ((total & 0xFFFFFFFF) + (total >> 32)) & 0xFFFFFFFF
+
+
+def _zeros(data: bytes) -> bool:
+    # Compared as a whole: any() takes each byte in turn.
+    return data == bytes(len(data))
 
 
 def _read(host: Host, device: str, offset: int, length: int) -> bytes:

@@ -3,6 +3,7 @@
 
 import dataclasses
 import errno
+import os
 
 import pytest
 
@@ -255,3 +256,20 @@ def test_an_array_without_members_is_stopped_too(world):
     md.stop(world.ctx, world.volume(), array, waiting.Deadline(world.ctx.clock, 1))
     world.settle()
     assert world.md.arrays == {}
+
+
+@pytest.mark.parametrize("attribute", ["uuid", "array_state"])
+def test_an_array_that_is_being_deleted_is_not_found(world, monkeypatch, attribute):
+    world.attach()
+    real, number = sysfs.read, errno.EBUSY
+
+    def read(path):
+        if str(path).endswith(("md127/md/array_state", f"md127/md/{attribute}")):
+            raise OSError(number, os.strerror(number))
+        return real(path)
+
+    monkeypatch.setattr(sysfs, "read", read)
+    assert arrays.find(world.ctx, world.volume()) is None
+    number = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        arrays.find(world.ctx, world.volume())
