@@ -4,6 +4,7 @@ import fcntl
 import json
 import shutil
 import subprocess
+import tempfile
 import threading
 from pathlib import Path
 
@@ -92,6 +93,13 @@ class World:
         """Everything that a lab consists of."""
         files = sorted(self.base.rglob("*")) if self.base.exists() else []
         return [*self.running, *self.netns.iterdir(), *files]
+
+
+@pytest.fixture
+def tmp_path():
+    """A short one: the path of a socket has at most 107 characters."""
+    with tempfile.TemporaryDirectory(prefix="kumo-") as path:
+        yield Path(path)
 
 
 @pytest.fixture
