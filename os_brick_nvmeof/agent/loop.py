@@ -27,6 +27,7 @@ from os_brick_nvmeof.agent.actions import (
     ConfirmRemoval,
     CutNode,
     Export,
+    FailLeg,
     HoldWrites,
     ReAdd,
     Reconnect,
@@ -113,6 +114,8 @@ class Agent:
         self._publish, self._guard, self._clock = publish, guard, clock
         self._lock = threading.RLock()
         self._busy: set[str] = set()
+        # Queues whose work has ended since the last round began.
+        self._ended: set[str] = set()
         self._probed = 0.0
         self._away = ""
         self._network = ""
@@ -171,6 +174,7 @@ class Agent:
         """Look, plan, show."""
         with self._lock:
             wanted, before = self.wanted, self.memory
+            self._ended.clear()
         now = self._clock()
         seen = self.seen = self.observer.look(wanted)
         with self._lock:
@@ -288,17 +292,20 @@ class Agent:
     ) -> list[concurrent.futures.Future[None]]:
         """Hand the actions to the pool: those of a volume one after the other, connections apart.
 
-        What is under way from an earlier round is not begun again.
+        What is under way from an earlier round is not begun again, nor what has ended since this
+        plan was begun: the plan may not know of it.
         """
         queues: dict[str, list[Action]] = {}
         for action in made.actions:
-            # A dead portal must not hold up what can be done for its volume.
-            name = action.key if isinstance(action, Reconnect) else action.volume
+            # A dead portal must not hold up what can be done for its volume, nor a slow
+            # provisioner that an array goes on without a dead leg.
+            apart = isinstance(action, Reconnect | FailLeg)
+            name = action.key if apart else action.volume
             queues.setdefault(name, []).append(action)
         futures = []
         for name, actions in queues.items():
             with self._lock:
-                if name in self._busy:
+                if name in self._busy or name in self._ended:
                     continue
                 self._busy.add(name)
             futures.append(pool.submit(self._work, name, actions))
@@ -313,6 +320,7 @@ class Agent:
         finally:
             with self._lock:
                 self._busy.discard(name)
+                self._ended.add(name)
             if done:
                 self.wake.set()
 

@@ -319,6 +319,14 @@ class Tried:
 
 
 @dataclasses.dataclass(frozen=True)
+class Told:
+    """What was reported: ``states`` of legs by uuid, and when the answer was there."""
+
+    time: float
+    states: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
 class Memory:
     """What no look at the host can tell.
 
@@ -329,6 +337,7 @@ class Memory:
     :ivar members: uuid of the leg by "array/device", for devices that are gone.
     :ivar counted: when event counters of a volume were reported last.
     :ivar cut: when the connections to a node were ended last, by its id.
+    :ivar told: states of legs as they were reported last, by volume.
     """
 
     lost: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -338,6 +347,7 @@ class Memory:
     members: Mapping[str, str] = dataclasses.field(default_factory=dict)
     counted: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cut: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    told: Mapping[str, Told] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from os_brick_nvmeof.agent import judge
 from os_brick_nvmeof.agent.actions import Action, AskReplacement, CutNode, ReportArray
-from os_brick_nvmeof.agent.model import Asked, Limits, Memory, Seen, Tried, Volume, Wanted
+from os_brick_nvmeof.agent.model import Asked, Limits, Memory, Seen, Told, Tried, Volume, Wanted
 
 # Seconds to the second try, doubled each time, and the longest.
 FIRST_PAUSE = 1.0
@@ -41,6 +41,12 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
         asked=_asked(memory, wanted, now, limits),
         counted=_only(memory.counted, {volume.uuid for volume in wanted.volumes}),
         cut={node: time for node, time in memory.cut.items() if 0 <= now - time < limits.cut_pause},
+        # Of what was pulled after a report, the provisioner's own view counts.
+        told={
+            key: one
+            for key, one in memory.told.items()
+            if wanted.volume(key) and wanted.time <= one.time <= now
+        },
         tried={
             key: one
             for key, one in memory.tried.items()
@@ -119,7 +125,12 @@ def done(memory: Memory, action: Action, now: float, *, new: str = "") -> Memory
         asked = dataclasses.replace(memory.asked[action.leg], new=new, time=now)
         memory = dataclasses.replace(memory, asked={**memory.asked, action.leg: asked})
     if isinstance(action, ReportArray):
-        memory = dataclasses.replace(memory, counted={**memory.counted, action.volume: now})
+        states = {leg: state for leg, state, _ in action.legs}
+        memory = dataclasses.replace(
+            memory,
+            counted={**memory.counted, action.volume: now},
+            told={**memory.told, action.volume: Told(now, states)},
+        )
     return memory
 
 

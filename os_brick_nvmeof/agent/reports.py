@@ -71,6 +71,10 @@ def _whole(this: Round, view: View, told: dict[str, str], news: list[LegView]) -
     array = view.array
     if array is None or not told:
         return
+    before = this.memory.told.get(view.volume.uuid)
+    if before is not None and before.states == told:
+        # The provisioner has it; its view here is older than that.
+        return
     counted = this.memory.counted.get(view.volume.uuid, 0.0)
     rested = not 0 <= this.now - counted < this.limits.count_every
     moved = any(

@@ -251,6 +251,35 @@ def portal(volume, nqn):
     return actions.Reconnect(volume=volume, reason="r", **given)
 
 
+def test_a_slow_provisioner_does_not_keep_a_dead_leg_in_its_array(tmp_path):
+    host = Host(tmp_path)
+    agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS)
+    agent._busy.add("v1")
+    dead = actions.FailLeg(
+        volume="v1", leg="l", array="v1", name="md1", device="nvme0n1", reason="r"
+    )
+    done = []
+    agent.perform = lambda action: done.append(action) or True
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        concurrent.futures.wait(agent.dispatch(plan.Plan((deed("v1"), dead), ()), pool))
+    assert done == [dead]
+
+
+def test_what_ended_while_a_plan_was_made_is_not_begun_again(tmp_path):
+    host = Host(tmp_path)
+    agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS)
+    done = []
+    agent.perform = lambda action: done.append(action) or True
+    made = plan.Plan((deed("v1"),), ())
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        concurrent.futures.wait(agent.dispatch(made, pool))
+        assert agent.dispatch(made, pool) == []
+        # The next plan knows of it.
+        agent.round()
+        concurrent.futures.wait(agent.dispatch(made, pool))
+    assert len(done) == 2
+
+
 def test_volumes_are_worked_on_at_the_same_time_and_each_one_in_order(tmp_path):
     host = Host(tmp_path)
     agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS)

@@ -110,6 +110,36 @@ def test_a_leg_that_was_lost_comes_back_by_itself(host, run):
     assert run.volume()["last"]["kind"] in ("ReAdd", "ReportArray")
 
 
+def test_a_report_is_repeated_only_if_the_provisioner_does_not_show_it(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    assert "ReportArray" in run.round()
+
+    def reports():
+        return [one.kind for one in run.agent.round().actions if one.kind == "ReportArray"]
+
+    # What was pulled before the report says the old state.
+    assert reports() == []
+    run.agent.pull()
+    assert reports() == []
+    next(one for one in host.storage.records if one.uuid == B).state = "Available"
+    run.agent.pull()
+    assert reports() == ["ReportArray"]
+
+
+def test_a_report_that_got_lost_is_repeated(host, run):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    host.storage.away = True
+    run.rounds(1)
+    assert not run.agent.memory.told
+    host.storage.away = False
+    assert "ReportArray" in run.rounds(3)
+    assert records(host)[B] == ("Missing", "stale")
+
+
 def test_a_leg_that_stays_away_is_replaced_and_its_namespace_given_up(host, run):
     run.rounds(2)
     host.hide(1)
