@@ -7,6 +7,7 @@ import itertools
 import json
 import socket
 import threading
+import time
 
 
 class HangupError(Exception):
@@ -72,6 +73,7 @@ class FakeGuest(LineServer):
         self.hangup = set()
         self.stale = b""
         self.extra = {}
+        self.now = time.time
         self.killed = []
         self._processes = {}
         self._handles = {}
@@ -102,6 +104,9 @@ class FakeGuest(LineServer):
 
     def _ping(self):
         return {}
+
+    def _get_time(self):
+        return int(self.now() * 1e9)
 
     def _exec(self, path, arg, capture_output=False, input_data=None):
         number = next(self._numbers)

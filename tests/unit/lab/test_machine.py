@@ -73,7 +73,7 @@ def bench(tmp_path, kernel, clock, monkeypatch):
         bench = Bench(tmp_path / "lab", kernel, clock, spec(*args, **kwargs))
         made.append(bench)
         monkeypatch.setattr(machine_module, "connect_unix", bench.connect)
-        clock_module = SimpleNamespace(monotonic=clock, sleep=bench.sleep)
+        clock_module = SimpleNamespace(monotonic=clock, sleep=bench.sleep, time=clock)
         monkeypatch.setattr(machine_module, "time", clock_module)
         return bench
 
@@ -295,6 +295,12 @@ def test_put_sets_the_mode(bench):
     assert bench.guest.files == {"/etc/token": b"secret"}
     assert bench.guest.commands == [["chmod", "600", "/etc/token"]]
     assert bench.machine.get("/etc/token") == b"secret"
+
+
+def test_the_clock_of_the_guest_is_compared_with_ours(bench, clock):
+    bench = bench()
+    bench.guest.now = lambda: clock.now + 2.5
+    assert bench.machine.clock() == (2.5, 0.0)
 
 
 def test_cut_and_heal_act_on_the_machines_own_tap(bench):
