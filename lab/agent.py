@@ -25,7 +25,7 @@ _TOP = Path(__file__).resolve().parents[1]
 _PYTHON = "/usr/bin/python3"
 _MODULE = "os_brick_nvmeof.agent.main"
 # An emulated processor takes half a minute to import os-brick.
-_START_SECONDS = 180.0
+_START_SECONDS = 300.0
 _STOP_SECONDS = 60.0
 
 
@@ -56,7 +56,7 @@ def config(url: str, options: Mapping[str, Any]) -> str:
         **options,
     }
     lines = [f"{name} = {value}" for name, value in settings.items()]
-    return "\n".join(["[DEFAULT]", "debug = true", "[kumo_agent]", *lines]) + "\n"
+    return "\n".join(["[kumo_agent]", *lines]) + "\n"
 
 
 class Agent:
@@ -111,7 +111,7 @@ class Agent:
     def forget(self) -> None:
         """Stop it, and remove what it remembers."""
         self.machine.run(f"systemctl stop {UNIT} 2>/dev/null; true", timeout=_STOP_SECONDS)
-        self.machine.run(f"systemctl reset-failed {UNIT} 2>/dev/null; rm -rf {_STATE}/*")
+        self.machine.run(f"systemctl reset-failed {UNIT} 2>/dev/null; rm -rf {_STATE}/* {_STATUS}")
 
     def journal(self, lines: int = 30) -> str:
         """The end of its log."""

@@ -30,15 +30,18 @@ class Volumes:
         # Attachments: volume and connector by identifier.
         self.attachments: dict[str, tuple[str, dict[str, Any]]] = {}
 
-    def create(self, replicas: int, gib: int = 1) -> str:
-        """Make a volume of so many replicas; the answer is its uuid."""
+    def create(self, replicas: int, gib: int = 1, down_time: int = 0) -> str:
+        """Make a volume of so many replicas; the answer is its uuid.
+
+        :param down_time: minutes after which a lost replica is replaced; 0: never.
+        """
         made = str(uuid.uuid4())
         self._client.create_volume(
             VolumeCreate(
                 uuid=made,
                 alias=f"volume-{made}",
                 capacity=gib,
-                storage_class=StorageClass(num_replicas=replicas),
+                storage_class=StorageClass(num_replicas=replicas, max_replica_down_time=down_time),
             )
         )
         return made

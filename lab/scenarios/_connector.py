@@ -93,9 +93,9 @@ class Trial:
             self.ctx.note(f"STOCK FAILS: {str(error).splitlines()[0][:300]}")
             self.force_clear()
 
-    def create(self, replicas: int) -> str:
-        """Make a volume of 1 GiB that is deleted at the end."""
-        made = self.volumes.create(replicas)
+    def create(self, replicas: int, gib: int = 1, down_time: int = 0) -> str:
+        """Make a volume that is deleted at the end; see :meth:`lab.volumes.Volumes.create`."""
+        made = self.volumes.create(replicas, gib, down_time)
         self._made.append(made)
         return made
 

@@ -105,7 +105,7 @@ def test_stop_kill_and_forget(one, machine):
         "systemctl stop kumo-agent",
         "systemctl kill -s KILL kumo-agent",
     ]
-    assert "rm -rf /var/lib/kumo-agent/*" in machine.commands[-1]
+    assert "rm -rf /var/lib/kumo-agent/* /run/kumo-agent/status.json" in machine.commands[-1]
 
 
 def test_wait_for_a_state(one, machine):
