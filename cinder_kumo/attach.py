@@ -83,7 +83,7 @@ class Publication:
 
         Existing servers do not tell more than the legs.
         """
-        return len(self.volume.location) > 1 or bool(self.array_state)
+        return len(self.volume.location) > 1 or bool(self.volume.array_state)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _publish_in_steps(client: Any, host: HostProbe, volume_id: str) -> Publicati
                 backend.portals,
             )
         )
-    return Publication(volume, legs, volume.array_state)
+    return Publication(volume, legs)
 
 
 def _location(locations: dict[str, Location], backend_id: str, volume_id: str) -> Location:
