@@ -69,13 +69,15 @@ class Leg:
 class Publication:
     """A published volume with its legs.
 
-    ``array_state`` and ``shared`` as in :class:`kumo_client.schemas.host.PublishAnswer`.
+    ``array_state``, ``shared`` and ``number`` as in
+    :class:`kumo_client.schemas.host.PublishAnswer`, where the last one is ``publication``.
     """
 
     volume: Volume
     legs: list[Leg]
     array_state: str = ""
     shared: bool = False
+    number: int = 0
 
     @property
     def replicated(self) -> bool:
@@ -223,7 +225,7 @@ def _publish_in_one_call(client: Any, asker: Asker, volume_id: str) -> Publicati
         )
         for leg in answer.replicas
     ]
-    return Publication(answer.volume, legs, answer.array_state, answer.shared)
+    return Publication(answer.volume, legs, answer.array_state, answer.shared, answer.publication)
 
 
 def _publish_in_steps(client: Any, host: HostProbe, volume_id: str) -> Publication:
@@ -298,6 +300,8 @@ def _ours(publication: Publication, asker: Asker) -> dict[str, Any]:
         "array_state": publication.array_state,
         "shared": publication.shared,
         "accept_stale": asker.accept_stale,
+        "tenant": publication.volume.tenant_id,
+        "publication": publication.number,
         "replicas": [
             {
                 "uuid": leg.uuid,

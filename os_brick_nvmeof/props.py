@@ -33,7 +33,9 @@ FRESH = "fresh"
 STALE = "stale"
 BLANK = "blank"
 FRESHNESS = ("", FRESH, STALE, BLANK)
-# Replica states of the wire in which a leg is not handed out to hosts.
+# Replica states of the wire; in the last two a leg is not handed out to hosts.
+AVAILABLE = "Available"
+SYNCHRONIZING = "Synchronizing"
 MISSING = "Missing"
 TERMINATING = "Terminating"
 
@@ -89,6 +91,8 @@ class Volume:
     :ivar accept_stale: an operator overrides the freshness check for this volume.
     :ivar device_path: where the device was when it was attached, as Nova tells; may be "".
     :ivar told: the properties carry our key.
+    :ivar tenant: of the volume, and :ivar publication: number of the publication that this attach
+        belongs to, both for the last word about its array; 0 when the provisioner takes none.
     """
 
     uuid: str
@@ -105,6 +109,8 @@ class Volume:
     host_nqn: str = ""
     device_path: str = ""
     told: bool = False
+    tenant: str = ""
+    publication: int = 0
 
     def __str__(self) -> str:
         return f"volume {self.uuid}"
@@ -157,6 +163,8 @@ def parse(properties: Mapping[str, Any]) -> Volume:
         host_nqn=str(ours.get("host_nqn") or properties.get("host_nqn") or ""),
         device_path=str(properties.get("device_path") or ""),
         told=bool(ours),
+        tenant=str(ours.get("tenant") or ""),
+        publication=int(ours.get("publication") or 0),
     )
 
 

@@ -9,11 +9,21 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from oslo_log import log as logging
 
-from os_brick_nvmeof import arrays, conf, errors, fabrics, freshness, md, sysfs, waiting
+from os_brick_nvmeof import (
+    arrays,
+    conf,
+    errors,
+    fabrics,
+    freshness,
+    md,
+    stopped,
+    sysfs,
+    waiting,
+)
 from os_brick_nvmeof import paths as legs
 from os_brick_nvmeof.arrays import Array
 from os_brick_nvmeof.context import Context
@@ -46,6 +56,8 @@ def attach(ctx: Context, volume: Volume) -> str:
         functools.partial(_enough, ctx, volume),
     )
     with ctx.locks.array(volume.uuid):
+        # What is written down of its end is over now.
+        stopped.forget(ctx.locks, volume.uuid)
         found = arrays.find(ctx, volume, _devices_here(ctx, volume))
         if found and found.running and md.marked(ctx, found.name):
             return md.publish(ctx, volume, found.name)
@@ -214,8 +226,11 @@ def detach(ctx: Context, volume: Volume, force: bool = False) -> None:
         found = arrays.find(ctx, volume, _devices_here(ctx, volume))
         every = _legs_of(ctx, volume, found)
         if found:
+            used = _in_use(ctx, volume, found, every)
             try:
                 _stop(ctx, volume, found, every)
+                if used:
+                    _last_word(ctx, volume, every, used)
             except errors.StillInUseError as error:
                 if not force:
                     raise
@@ -248,6 +263,41 @@ def _stop(ctx: Context, volume: Volume, array: Array, every: Sequence[Leg]) -> N
     legs.cut(ctx, every)
     deadline = waiting.Deadline(ctx.clock, ctx.conf[conf.GROUP].stop_timeout)
     md.stop(ctx, volume, array, deadline, stuck=lambda: legs.cut(ctx, every))
+
+
+def _in_use(ctx: Context, volume: Volume, array: Array, every: Sequence[Leg]) -> set[str]:
+    """Legs that have all that was written to an array; none when no last word is to be told.
+
+    An array that nobody has checked tells nothing.
+    """
+    if not volume.publication or ctx.locks.directory is None or not md.marked(ctx, array.name):
+        return set()
+    found = {leg.uuid: sysfs.find(ctx.host.root, leg.nqn, leg.uuid) for leg in every}
+    return {uuid for uuid, device in found.items() if device and device.name in array.in_sync}
+
+
+def _last_word(ctx: Context, volume: Volume, every: Sequence[Leg], used: Collection[str]) -> None:
+    """Write down for the agent what the legs are now, before they go.
+
+    Without it a later attach needs every leg, so nothing here keeps a detach from going on.
+    """
+    deadline = waiting.Deadline(ctx.clock, min(_SHORT, ctx.conf[conf.GROUP].device_timeout))
+    calls = {}
+    for leg in every:
+        device = sysfs.find(ctx.host.root, leg.nqn, leg.uuid)
+        if device and fabrics.live(ctx, leg.nqn):
+            work = functools.partial(arrays.content, ctx, f"/dev/{device.name}", device.size)
+            calls[leg.uuid] = waiting.Call(ctx, work, f"kumo-read-{device.name}")
+    contents = {leg: arrays.answer(call, leg, deadline) for leg, call in calls.items()}
+    told = stopped.judge(volume, {leg.uuid for leg in (*volume.legs, *every)}, used, contents)
+    if not told:
+        LOG.info("What each leg of %s has cannot be told at its end", volume)
+        return
+    word = stopped.Stopped(volume.uuid, volume.tenant, volume.publication, told)
+    try:
+        stopped.keep(ctx.locks, word)
+    except OSError as error:
+        LOG.warning("What each leg of %s has cannot be written down: %s", volume, error)
 
 
 def _legs_of(ctx: Context, volume: Volume, array: Array | None) -> list[Leg]:

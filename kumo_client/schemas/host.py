@@ -116,12 +116,14 @@ class PublishAnswer(StatusAnswer):
     array; it may be made only if every leg definitely has no superblock. ``clean``: detached in
     order by the last host. ``open``: some host has it, or had it when last heard of.
     ``shared``: another host has the volume published now, so nothing may be written by assembling.
+    ``publication`` (capability ``last-word``): number of this publication, for ``ArrayReport``.
     """
 
     volume: Volume | None = None
     replicas: list[PublishedReplica] = []
     array_state: str = Field("", alias="arrayState")
     shared: bool = False
+    publication: int = 0
 
 
 class LegReport(WireModel):
@@ -136,9 +138,13 @@ class ArrayReport(WireModel):
     """POST /array_report (capability ``array-report``): what a host sees of an array.
 
     ``state``: ``open`` when it was made or assembled, ``clean`` when it was stopped in order.
+    ``publication`` (capability ``last-word``), with ``clean``: the host has left the volume, and
+    this is what its array was at the end of that publication. It is refused, with ``Busy``, before
+    the unpublish, and with ``Conflict`` when the volume was published again, or has other legs.
     """
 
     host_id: HostId = Field(alias="hostId")
     vol_id: UuidText = Field(alias="volId")
     state: Text = Field(pattern="^(open|clean)$")
     legs: list[LegReport] = Field([], max_length=16)
+    publication: int = Field(0, ge=0)

@@ -26,6 +26,8 @@ CAPABILITY_PAGING = "paging"
 CAPABILITY_EVENTS = "events"
 # ``POST /array_report``; publish answers carry array state and freshness.
 CAPABILITY_ARRAY_REPORT = "array-report"
+# ``POST /array_report`` takes the last word of a host that has left a volume.
+CAPABILITY_LAST_WORD = "last-word"
 # ``PUT /volumes/{uuid}`` changes the storage class of a live volume.
 CAPABILITY_MODIFY = "modify-volume"
 # ``POST /revert_volume``.

@@ -165,7 +165,9 @@ class Volume(Base):
     exists, ``open`` while a host has it or had it when last heard of, ``clean`` after a detach in
     order. ``unsettled`` names what a reconcile has to finish on it (``extend``, ``limits``,
     ``revert``, ...), empty for nothing; ``wish`` has, by kind, what is needed for that.
-    ``generation`` rises with every change.
+    ``generation`` rises with every change. ``last_host`` has left as the last one, was named in the
+    unpublish, and may tell how it stopped its array, with ``last_publication``, the ``since`` of
+    its publication, and counters not below ``last_events``; it is empty when nobody may.
     """
 
     __tablename__ = "volumes"
@@ -193,6 +195,9 @@ class Volume(Base):
     array_state: Mapped[str] = mapped_column(String(8), default=ARRAY_NEW)
     unsettled: Mapped[str] = mapped_column(String(32), default="", index=True)
     wish: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    last_host: Mapped[str] = mapped_column(String(255), default="")
+    last_publication: Mapped[int] = mapped_column(BigInteger, default=0)
+    last_events: Mapped[int] = mapped_column(BigInteger, default=0)
     replicas: Mapped[list[Replica]] = relationship(
         back_populates="volume", cascade="all, delete-orphan", order_by="Replica.position"
     )
@@ -309,7 +314,10 @@ class Host(Base):
 
 
 class Publication(Base):
-    """A volume that a host may reach. Which exports that means follows from the replicas."""
+    """A volume that a host may reach. Which exports that means follows from the replicas.
+
+    ``since`` (ms since the epoch) is another one for each publication of a volume.
+    """
 
     __tablename__ = "publications"
     volume_id: Mapped[str] = mapped_column(ForeignKey("volumes.uuid"), primary_key=True)

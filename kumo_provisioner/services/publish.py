@@ -26,10 +26,11 @@ from kumo_client.schemas import host as wire
 from kumo_client.schemas.backend import AVAILABLE
 from kumo_client.schemas.volume import REPLICA_TERMINATING
 from kumo_provisioner import settling
-from kumo_provisioner.core import Core, now_ms
+from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
 from kumo_provisioner.services import (
+    arrays,
     building,
     extending,
     hosts,
@@ -121,9 +122,11 @@ def _begin(
         host = _host(session, request)
         known = session.get(models.Publication, (uuid, host.uuid))
         if known is None:
+            since = arrays.number(volume)
+            arrays.begun(volume, since)
             session.add(
                 models.Publication(
-                    volume_id=uuid, host_id=host.uuid, status=models.PUBLISHING, since=now_ms()
+                    volume_id=uuid, host_id=host.uuid, status=models.PUBLISHING, since=since
                 )
             )
         fresh = known is None or known.status != models.PUBLISHED
@@ -286,7 +289,7 @@ def _commit(
             _note_absent(session, volume, host, outcomes, shared=bool(others))
         if state == models.ARRAY_CLEAN:
             # The host may assemble the array from now on, and need not tell.
-            replicas.enter_array(session, volume, models.ARRAY_OPEN, host.uuid)
+            arrays.enter(session, volume, models.ARRAY_OPEN, host.uuid)
         exported = [one for one in volume.replicas if one.uuid in outcomes]
         absent = [
             one.uuid for one in volume.replicas if one not in exported or outcomes[one.uuid].error
@@ -299,6 +302,7 @@ def _commit(
             ],
             array_state=state,
             shared=bool(others),
+            publication=row.since,
         )
     if absent:
         LOG.warning("Volume %s is published to %s without %s", uuid, host.uuid, ", ".join(absent))
@@ -361,7 +365,7 @@ def unpublish(core: Core, tenant: str, request: wire.UnpublishRequest) -> None:
                 calls.update(_removals(volume, publication.host.nqn))
                 volume.publications.remove(publication)
             session.flush()
-            freed = replicas.after_unpublish(session, volume, in_order=request.host_id is not None)
+            freed = replicas.after_unpublish(session, volume, gone[0] if request.host_id else None)
             freed += migration.host_left(session, volume)
         _take_away(core, uuid, calls)
         removals.carry_out(core, freed)

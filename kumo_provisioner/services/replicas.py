@@ -31,6 +31,7 @@ from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address
 from kumo_provisioner.services import (
+    arrays,
     building,
     capacity,
     events,
@@ -299,10 +300,13 @@ def report_array(core: Core, tenant: str, request: host_wire.ArrayReport) -> lis
 
     :raises NotExistsError: there is no such volume.
     :raises VolumeNotPublishedError: it is not published to that host.
+    :raises BusyError, ConflictError: see :func:`arrays.check`.
     """
     uuid = request.vol_id
     with core.locks.hold(uuid), core.db.write() as session:
         volume = volumes.find(session, tenant, uuid)
+        if request.publication and request.state == models.ARRAY_CLEAN:
+            return _last_word(session, volume, request)
         having = published(volume)
         if request.host_id not in [one.host_id for one in having]:
             raise errors.VolumeNotPublishedError(
@@ -312,7 +316,18 @@ def report_array(core: Core, tenant: str, request: host_wire.ArrayReport) -> lis
         _tell_changes(session, volume, before)
         _confirm_array(session, volume, request.host_id)
         if request.state == models.ARRAY_CLEAN and len(having) == 1:
-            enter_array(session, volume, models.ARRAY_CLEAN, request.host_id)
+            arrays.enter(session, volume, models.ARRAY_CLEAN, request.host_id)
+    return unknown
+
+
+def _last_word(
+    session: Session, volume: models.Volume, request: host_wire.ArrayReport
+) -> list[str]:
+    arrays.check(volume, request)
+    before, unknown = _states(volume), _note_legs(volume, arrays.without_spares(volume, request))
+    arrays.accept(volume, request)
+    _tell_changes(session, volume, before)
+    arrays.enter(session, volume, models.ARRAY_CLEAN, request.host_id)
     return unknown
 
 
@@ -365,19 +380,17 @@ def lost(session: Session, volume: models.Volume, absent: list[models.Replica]) 
     _tell_changes(session, volume, before)
 
 
-def after_unpublish(session: Session, volume: models.Volume, *, in_order: bool) -> list[str]:
+def after_unpublish(
+    session: Session, volume: models.Volume, last: models.Publication | None
+) -> list[str]:
     """Record that hosts have left a volume; gives what to remove from nodes.
 
-    :param in_order: the host was named, so it has stopped its array.
+    :param last: of the host that was named, so it has stopped its array.
     """
     if volume.publications:
         return []
-    if volume.array_state == models.ARRAY_OPEN and in_order:
-        enter_array(session, volume, models.ARRAY_CLEAN, "")
-        for leg in volume.replicas:
-            # It has not said with which ones, and may not have told of a leg that was lost: old
-            # ones must not be taken for proof.
-            leg.events = 0
+    if last is not None:
+        arrays.left(session, volume, last)
     return finish_terminating(session, volume)
 
 
@@ -402,23 +415,7 @@ def _tell_changes(
 def _confirm_array(session: Session, volume: models.Volume, host_id: str) -> None:
     """A host that reports has made the array."""
     if volume.replicated and volume.array_state != models.ARRAY_OPEN:
-        enter_array(session, volume, models.ARRAY_OPEN, host_id)
-
-
-def enter_array(session: Session, volume: models.Volume, state: str, host_id: str) -> None:
-    """Record what the array of a volume is."""
-    if volume.array_state == state:
-        return
-    volume.array_state = state
-    events.record(
-        session,
-        "array.state",
-        f"the array of volume {volume.uuid} is {state}",
-        tenant=volume.tenant_id,
-        volume=volume.uuid,
-        host=host_id,
-        state=state,
-    )
+        arrays.enter(session, volume, models.ARRAY_OPEN, host_id)
 
 
 # -- terminate ----------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.nodes import Address, Call, Outcome
 from kumo_provisioner.services import (
+    arrays,
     building,
     capture,
     copies,
@@ -200,6 +201,7 @@ def _commit(session: Session, uuid: str, wish: Wish, done: list[str]) -> list[st
         if leg.state != REPLICA_AVAILABLE:
             leg.state, leg.state_since = REPLICA_AVAILABLE, now
         leg.freshness, leg.events, leg.replaces = models.FRESH, 0, ""
+    arrays.forget(row)
     row.array_state = capture.inherited(snapshot.array_state)
     Wish.drop(row)
     if len(row.replicas) < row.num_replicas:

@@ -35,6 +35,7 @@ from os_brick_nvmeof.agent.actions import (
 )
 from os_brick_nvmeof.agent.hands import ActError, Hands, NotNowError
 from os_brick_nvmeof.agent.history import History
+from os_brick_nvmeof.agent.lastwords import LastWords
 from os_brick_nvmeof.agent.metrics import Metrics
 from os_brick_nvmeof.agent.model import Limits, Memory, Place, Seen, Wanted
 from os_brick_nvmeof.agent.observe import Observer
@@ -96,6 +97,7 @@ class Agent:
         self.metrics = metrics or Metrics()
         self.observer = Observer(ctx)
         self.hands = Hands(ctx, self._still)
+        self.last_words = LastWords(ctx.locks, vendor, clock)
         self.stopping = threading.Event()
         self.wake = threading.Event()
         self.ask = threading.Event()
@@ -148,6 +150,8 @@ class Agent:
             news = (wanted.volumes, wanted.nodes) != (self.wanted.volumes, self.wanted.nodes)
             self.wanted = wanted
         self.metrics.pulls.labels("away" if problem else "ok").inc()
+        if not problem:
+            self.last_words.send(wanted)
         if news and not problem:
             self._save(lambda: self.store.save_wanted(wanted), "the provisioner's answer")
         self.wake.set()
@@ -181,6 +185,8 @@ class Agent:
             memory = remember.look(self.memory, wanted, seen, now, self.limits)
             self.memory = memory
         made = plan.make(wanted, seen, memory, now, self.limits)
+        if self.last_words.news():
+            self.ask.set()
         self._tell_network(made.network)
         self._follow(wanted, seen, memory, now)
         if (memory.lost, memory.asked) != (before.lost, before.asked):
@@ -500,7 +506,7 @@ class Agent:
     def _reporting(self) -> bool:
         """Whether something is under way of which the provisioner's view tells the end."""
         with self._lock:
-            return any(task.open for task in self.wanted.tasks)
+            return self.last_words.urgent or any(task.open for task in self.wanted.tasks)
 
     def _event_loop(self) -> None:
         since: int | None = None

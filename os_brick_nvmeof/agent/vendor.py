@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from oslo_config import cfg
 
 from os_brick_nvmeof.agent.model import Leg, Seen, Task, Volume, Wanted
+from os_brick_nvmeof.stopped import Stopped
 
 GROUP = "kumo.agent.vendors"
 # Ours is found also where the distribution was installed without metadata.
@@ -131,6 +132,14 @@ class Vendor(abc.ABC):
     @abc.abstractmethod
     def tell(self, level: str, message: str, details: Mapping[str, Any]) -> None:
         """Hand on what was done, for people; ``level`` is INFO, WARN or FATAL."""
+
+    def last_word(self, word: Stopped) -> bool:
+        """Tell what the array of a volume was at its end; it is published to this host no more.
+
+        :returns: False when it is to be told again later. A maker who keeps no such record has
+            nothing to do.
+        """
+        return True
 
     def close(self) -> None:
         """End all connections."""

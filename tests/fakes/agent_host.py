@@ -126,6 +126,7 @@ class Storage(vendor.Vendor):
         self.down_time = 60.0
         self.told, self.calls, self.script = [], [], []
         self.abilities = frozenset({model.CAN_REPORT_ARRAYS})
+        self.published, self.busy, self.refuses = True, False, False
 
     def _call(self, *what):
         self.calls.append(what)
@@ -170,7 +171,12 @@ class Storage(vendor.Vendor):
         )
         nodes = {f"n{number}": self.host.state(number) for number in range(self.host.nodes)}
         return model.Wanted(
-            (volume,), tuple(self.tasks.values()), nodes, now, stale=False, abilities=self.abilities
+            (volume,) if self.published else (),
+            tuple(self.tasks.values()),
+            nodes,
+            now,
+            stale=False,
+            abilities=self.abilities,
         )
 
     def report_leg(self, volume, leg, state):
@@ -186,6 +192,12 @@ class Storage(vendor.Vendor):
             self.record(leg).events = count or self.record(leg).events
             seen[leg] = count
         law.judge(self.records, seen)
+
+    def last_word(self, word):
+        self._call("word", word)
+        if self.refuses:
+            raise vendor.VendorError("too old", code="Conflict", definite=True)
+        return not self.busy
 
     def export(self, volume):
         self._call("export")

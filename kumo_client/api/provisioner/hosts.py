@@ -77,7 +77,9 @@ class Hosts(Base):
         """Tell what a host sees of an array (capability ``array-report``).
 
         :raises NotExistsError: there is no such volume or host.
-        :raises ConflictError: the volume is not published to this host.
+        :raises VolumeNotPublishedError: the volume is not published to this host.
+        :raises BusyError: it still is, and the report is the last word of a host that has left.
+        :raises ConflictError: that word is not the last one, or older than what is known.
         """
         self.need(info_schema.CAPABILITY_ARRAY_REPORT)
         return self._status("POST", self._of_tenant("/array_report"), report)

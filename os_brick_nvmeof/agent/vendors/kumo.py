@@ -32,6 +32,7 @@ from os_brick_nvmeof.agent import vendor
 from os_brick_nvmeof.agent.model import CAN_REPORT_ARRAYS, Leg, Seen, Task, Volume, Wanted
 from os_brick_nvmeof.agent.vendor import Identity, News, VendorError
 from os_brick_nvmeof.props import Portal
+from os_brick_nvmeof.stopped import Stopped
 
 # As KumoScale's own agents announce themselves, which decides how it lists targets (one for each
 # storage node).
@@ -222,6 +223,27 @@ class KumoVendor(vendor.Vendor):
         )
         with _translated():
             self._of(volume.uuid).report_array(report)
+
+    def last_word(self, word: Stopped) -> bool:
+        with _translated():
+            if not self.client.supports(capability.CAPABILITY_LAST_WORD):
+                return True
+            self._tenants.setdefault(word.volume, word.tenant or DEFAULT_TENANT)
+            report = ArrayReport(
+                host_id=self.identity.host_id,
+                vol_id=word.volume,
+                state="clean",
+                legs=[
+                    LegReport(replica=leg, state=state, events=count)
+                    for leg, state, count in word.legs
+                ],
+                publication=word.publication,
+            )
+            try:
+                self._of(word.volume).report_array(report)
+            except errors.BusyError:
+                return False
+        return True
 
     def export(self, volume: Volume) -> None:
         request = PublishRequest(host_id=self.identity.host_id, vol_id=volume.uuid)

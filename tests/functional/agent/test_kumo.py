@@ -5,12 +5,13 @@ import pytest
 
 from kumo_client import naming
 from kumo_client.api.provisioner import Provisioner
-from kumo_client.schemas.host import PublishRequest
+from kumo_client.schemas.host import PublishRequest, UnpublishRequest
 from kumo_client.schemas.volume import MigrateVolume, StorageClass, VolumeCreate
 from os_brick_nvmeof.agent import model, plan, remember, voice
 from os_brick_nvmeof.agent.model import Place
 from os_brick_nvmeof.agent.vendor import Identity, VendorError
 from os_brick_nvmeof.agent.vendors.kumo import KumoVendor
+from os_brick_nvmeof.stopped import Stopped
 from tests.fakes.agent_world import HOST_NQN, LIMITS, RIGHT, Disk, RefusedError, World
 from tests.fakes.fleet import Fleet
 from tests.functional.provisioner.common import new_id
@@ -175,6 +176,48 @@ def test_a_leg_moves(world):
     assert world.client.task(answer.task_id).state == "FINISHED"
     assert states(world) == GOOD
     assert old not in world.members
+
+
+def test_the_end_of_an_array_is_told_after_the_unpublish(shared):
+    """The counters that prove a leg are those of the last publication, or none."""
+    provisioner, fleet = shared
+    vendor = KumoVendor(provisioner.client, IDENTITY)
+    world = AttachedWorld(provisioner, vendor, fleet)
+    world.round()
+    ask = PublishRequest(host_id=IDENTITY.host_id, vol_id=world.volume)
+
+    def word(count, publication):
+        legs = tuple((leg, "Available", count) for leg in sorted(world.members))
+        return Stopped(world.volume, "0", publication, legs)
+
+    def counters():
+        return {one.events for one in world.locations()}
+
+    def leave():
+        world.client.unpublish(UnpublishRequest(host_id=IDENTITY.host_id, vol_id=world.volume))
+
+    first = world.client.publish(ask).publication
+    since = vendor.wait(None, 0).since
+    leave()
+    assert vendor.wait(since, 5).look
+    assert counters() == {0}
+    # Nobody told in time: another session has begun and ended meanwhile.
+    second = world.client.publish(ask).publication
+    leave()
+    with pytest.raises(VendorError, match="Conflict") as caught:
+        vendor.last_word(word(50, first))
+    assert caught.value.definite
+    assert counters() == {0}
+    # The process that tells is a new one.
+    vendor = KumoVendor(provisioner.new_client(), IDENTITY)
+    for _ in range(2):
+        assert vendor.last_word(word(60, second))
+        assert counters() == {60}
+    answer = world.client.publish(ask)
+    assert (answer.array_state, {one.events for one in answer.replicas}) == ("clean", {60})
+    with pytest.raises(VendorError, match="Conflict"):
+        vendor.last_word(word(70, second))
+    assert counters() == {60}
 
 
 def test_events_wake_the_agent(shared):

@@ -92,6 +92,8 @@ def test_connection_of_one_replica(any_driver, make_volume):
                 "array_state": "",
                 "shared": False,
                 "accept_stale": False,
+                "tenant": "0",
+                "publication": 0,
                 "replicas": [
                     {
                         "uuid": replica,

@@ -51,6 +51,9 @@ def _added() -> dict[str, tuple[sa.Column, ...]]:
             _number("generation"),
             _text("array_state", sa.String(length=8), "new"),
             _text("unsettled", sa.String(length=32)),
+            _text("last_host", NAME),
+            _number("last_publication"),
+            _number("last_events"),
         ),
         "replicas": (
             _text("pool", sa.String(length=128), POOL),
