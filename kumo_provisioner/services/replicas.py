@@ -350,6 +350,10 @@ def note_node(session: Session, leg: models.Replica, *, present: bool) -> bool:
 
     A leg that comes back has what it had. Whether it has missed writes meanwhile is known of a
     volume that no host has; otherwise its host tells.
+
+    While a host has the volume, a leg that goes away counts as stale at once. The connector may
+    have refused the volume, so that nobody writes; but an agent that tells nothing may just be
+    dead, and the leg must not be taken for a source when the host has left.
     """
     making = leg.freshness == models.BLANK and leg.state == REPLICA_UNKNOWN
     if leg.absent is not present or (making and not present):
