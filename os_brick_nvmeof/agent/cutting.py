@@ -72,6 +72,16 @@ def cut(portal: Portal, link: Channel) -> int:
     return count
 
 
+def prepare(link: Channel) -> None:
+    """Have the kernel load what it needs for it: that takes a moment, which is short later.
+
+    :raises OSError: this kernel has no sock_diag for TCP.
+    """
+    nobody = Portal("127.0.0.1", "1", "tcp")
+    for _ in _connections(nobody, socket.AF_INET, link):
+        pass
+
+
 def _message(kind: int, flags: int, family: int, one: bytes, number: int) -> bytes:
     body = _REQUEST_HEAD.pack(family, socket.IPPROTO_TCP, 0, 0, _ESTABLISHED) + one
     return _HEADER.pack(_HEADER.size + len(body), kind, flags, number, 0) + body

@@ -147,6 +147,17 @@ class Hands:
             for one in live:
                 fabrics.set_time_out(ctx, one, "fast_io_fail_tmo", seconds)
 
+    def prepare(self) -> None:
+        """Make ready for cutting nodes off; a kernel that cannot is said."""
+        try:
+            link = self._channel()
+            try:
+                cutting.prepare(link)
+            finally:
+                link.close()
+        except OSError as error:
+            LOG.warning("Nodes that are dead cannot be cut off on this host: %s", error)
+
     def _is_live(self, controller: sysfs.Controller) -> bool:
         return sysfs.state(self._ctx.host.root, controller.name) == sysfs.LIVE
 

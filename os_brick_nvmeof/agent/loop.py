@@ -243,7 +243,8 @@ class Agent:
 
     def _still(self, action: Action) -> bool:
         if isinstance(action, CutNode):
-            return action in self._hasty(but=action.node).actions
+            # The kernel may have noticed the loss of one of several paths meanwhile.
+            return action.key in [one.key for one in self._hasty(but=action.node).actions]
         with self._lock:
             wanted, memory = self.wanted, self.memory
         volume = wanted.volume(action.volume)
@@ -338,6 +339,7 @@ class Agent:
         except NotNowError as error:
             LOG.debug("%s: %s", action.key, error)
             with self._lock:
+                self.memory = remember.dropped(self.memory, action)
                 self.history.forget(action)
             return False
         except VendorError as error:
@@ -447,6 +449,7 @@ class Agent:
         hold.release_all(self.ctx, [array.name for array in mine if array is not None])
         threads = [(self._pull_loop, "pull"), (self._event_loop, "events")]
         if self.limits.silence:
+            self.hands.prepare()
             threads += [(self._hasten_loop, "hasten"), (self.probes.run, "probes")]
         for work, name in threads:
             threading.Thread(target=work, name=name, daemon=True).start()

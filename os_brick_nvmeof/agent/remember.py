@@ -116,6 +116,14 @@ def begun(memory: Memory, action: Action, now: float) -> Memory:
     return dataclasses.replace(memory, asked={**memory.asked, action.leg: asked})
 
 
+def dropped(memory: Memory, action: Action) -> Memory:
+    """Nothing was done, since the situation had changed."""
+    if not isinstance(action, CutNode):
+        return memory
+    cut = {node: time for node, time in memory.cut.items() if node != action.node}
+    return dataclasses.replace(memory, cut=cut)
+
+
 def done(memory: Memory, action: Action, now: float, *, new: str = "") -> Memory:
     """An action has succeeded. ``new``: the leg that a request for a replacement gave."""
     tried = {key: one for key, one in memory.tried.items() if key != action.key}

@@ -124,8 +124,20 @@ def test_a_node_that_answers_just_before_is_left_alone(host, run, cuts):
     run.agent.probes.script = [{host.address(1)}, set()]
     run.agent.hasten()
     assert cuts.fails == []
-    # What was intended counts for a while, all the same.
-    assert run.agent.memory.cut.keys() == {"n1"}
+    assert run.agent.memory.cut == {}
+    # It dies in earnest: nothing holds that up.
+    run.agent.probes.dead = {host.address(1)}
+    run.agent.hasten()
+    assert cuts.portals == [host.address(1)]
+
+
+def test_a_path_that_the_kernel_has_lost_meanwhile_changes_nothing(host, run, cuts):
+    die(host, run, 1)
+    (action,) = run.agent._hasty().actions
+    host.kernel.go(host.address(1), "silent")
+    assert not run.agent._hasty().actions[0].controllers
+    assert run.agent.perform(action)
+    assert cuts.fails == [["1", "1"]]
 
 
 @pytest.mark.parametrize("problem", [errno.EOPNOTSUPP, errno.EPERM])
@@ -227,11 +239,25 @@ def test_the_agent_starts_its_probes_unless_they_are_off(host, run, monkeypatch)
     off = Run(host, run.path, silence=0.0)
     monkeypatch.setattr(loop, "threading", types.SimpleNamespace(Thread=Thread))
     run.agent.probes.run = lambda: None
+    monkeypatch.setattr(run.agent.hands, "prepare", lambda: started.append("prepared"))
     run.agent.start()
-    assert started == ["pull", "events", "hasten", "probes"]
+    assert started == ["prepared", "pull", "events", "hasten", "probes"]
     started.clear()
     off.agent.start()
     assert started == ["pull", "events"]
+
+
+@pytest.mark.parametrize("problem", [0, errno.ENOENT])
+def test_the_kernel_is_made_ready_or_it_is_said(run, cuts, monkeypatch, caplog, problem):
+    def prepare(link):
+        assert link is cuts
+        if problem:
+            raise OSError(problem, "no sock_diag")
+
+    monkeypatch.setattr(cutting, "prepare", prepare)
+    run.agent.hands.prepare()
+    assert cuts.closed == 1
+    assert ("cannot be cut off on this host" in caplog.text) == bool(problem)
 
 
 def test_nothing_is_begun_any_more_when_it_ends(run, host, cuts, monkeypatch):

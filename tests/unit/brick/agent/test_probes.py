@@ -295,6 +295,14 @@ def test_the_connections_to_a_portal_are_ended_and_no_others():
     assert link.destroyed == [1, 4, 5]
 
 
+def test_the_kernel_is_asked_for_nothing_first():
+    link = Link(entry("10.0.0.1", 4420, 1))
+    cutting.prepare(link)
+    assert (link.destroyed, link.answers) == ([], [])
+    with pytest.raises(OSError, match="sock_diag"):
+        cutting.prepare(Link(problem=errno.ENOENT))
+
+
 def test_ipv6_as_well():
     link = Link(entry("fd00::1", 4420, 1, socket.AF_INET6))
     assert cutting.cut(Portal("fd00::1", "4420", "tcp"), link) == 1
