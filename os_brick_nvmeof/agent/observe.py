@@ -64,17 +64,19 @@ class Observer:
         found = _attempt(lambda: sysfs.controllers(self._root), "controllers")
         return {one.name: one.state for one in found or ()}
 
-    def io(self, names: Iterable[str]) -> tuple[int, int] | None:
-        """I/O of those controllers that are live: completed ever, and under way.
+    def io(self, names: Iterable[str]) -> tuple[frozenset[str], int, int] | None:
+        """Those controllers that are live, and their I/O: completed ever, and under way.
 
         None: could not be told. Fields 1, 5, 9, 12 and 16 of Documentation/block/stat.rst.
         """
         done = waiting = 0
+        live = set()
         try:
             for name in names:
                 path = self._root / sysfs.CONTROLLERS / name
                 if sysfs.read(path / "state") != LIVE:
                     continue
+                live.add(name)
                 for entry in filter(sysfs.device_name, sysfs.names(path)):
                     fields = [int(one) for one in (sysfs.read(path / entry / "stat") or "").split()]
                     done += sum(fields[0:1] + fields[4:5] + fields[11:12] + fields[15:16])
@@ -82,7 +84,7 @@ class Observer:
         except (OSError, ValueError) as error:
             LOG.warning("The I/O of controllers could not be told: %s", error)
             return None
-        return done, waiting
+        return frozenset(live), done, waiting
 
     def look(self, wanted: Wanted, *, reading: bool = True) -> Seen:
         """The host now, as far as it matters to what is wanted.

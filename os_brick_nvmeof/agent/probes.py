@@ -98,8 +98,9 @@ class Sockets:
 class _State:
     """A portal.
 
-    :ivar names: its live controllers. :ivar first: when the first probe since the last answer
-        was sent. :ivar done: I/O completed by then; None: could not be read.
+    :ivar names: its controllers. :ivar first: when the first probe since the last answer
+        was sent. :ivar live: those that are live. :ivar done: their I/O completed by then; None:
+        it could not be read.
     :ivar told: whether probes could be sent.
     """
 
@@ -108,6 +109,7 @@ class _State:
     unanswered: int = 0
     first: float = 0.0
     last: float = 0.0
+    live: frozenset[str] = frozenset()
     done: int | None = None
     stalled: bool | None = None
     told: bool = True
@@ -120,8 +122,8 @@ class Probes:
     """A thread that asks the portals that it is told of.
 
     :param interval: seconds between two probes of a portal.
-    :param io: (I/O completed ever, I/O under way) of the live ones of some controllers; None: it
-        could not be told. Asked only while a portal does not answer.
+    :param io: the live ones of some controllers, and their I/O completed ever and under way; None:
+        it could not be told. Asked only while a portal does not answer.
     :param urgent: called while a portal does not answer and I/O to it waits.
     :param count: called with "answered" or "silent" for each probe that has come to an end.
     :param clock: monotonic seconds.
@@ -130,7 +132,7 @@ class Probes:
     def __init__(
         self,
         interval: float,
-        io: Callable[[Collection[str]], tuple[int, int] | None],
+        io: Callable[[Collection[str]], tuple[frozenset[str], int, int] | None],
         urgent: Callable[[], None],
         *,
         net: Net | None = None,
@@ -253,13 +255,14 @@ class Probes:
         if io is None:
             state.done = state.stalled = None
             return
-        done, waiting = io
-        if state.done is not None and done != state.done:
+        live, done, waiting = io
+        # The kernel may have lost a controller since, which completes nothing any more.
+        if state.done is not None and live == state.live and done != state.done:
             state.heard()
             return
         # What is completed is compared with the look before.
         state.stalled = waiting > 0 if state.done is not None else None
-        state.done = done
+        state.live, state.done = live, done
 
     def _send(self, portal: Portal, state: _State, now: float) -> None:
         state.last = now

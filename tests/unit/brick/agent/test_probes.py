@@ -28,7 +28,7 @@ class Asking:
     def __init__(self):
         self.now = Now()
         self.net = Net(self.now)
-        self.io = (0, 0)
+        self.io = (NAMES, 0, 0)
         self.urgent, self.ended = [], []
         self.probes = probes.Probes(
             0.5,
@@ -73,13 +73,23 @@ def test_a_dead_node_is_silent_since_the_first_probe_it_did_not_answer(asking):
 def test_io_that_waits_is_urgent_and_io_that_ends_is_an_answer(asking):
     asking.run(2)
     asking.net.delay[THERE] = None
-    asking.io = (7, 3)
+    asking.io = (NAMES, 7, 3)
     assert asking.run(2)[THERE].stalled is True
     assert asking.urgent
-    asking.io = (8, 3)
+    asking.io = (NAMES, 8, 3)
     assert asking.run(0)[THERE] == Probed(1, 0.0, None)
     asking.io = None
     assert asking.run(1)[THERE].stalled is None
+
+
+def test_a_controller_that_the_kernel_has_lost_has_not_answered(asking):
+    asking.run(2)
+    asking.net.delay[THERE] = None
+    asking.io = (NAMES, 7, 3)
+    assert asking.run(1.5)[THERE].stalled is True
+    asking.io = (frozenset(), 0, 0)
+    seen = asking.run(0.5)[THERE]
+    assert (seen.silent, seen.stalled) == (2.0, False)
 
 
 def test_a_late_answer_is_an_answer_on_any_socket(asking):

@@ -314,7 +314,7 @@ class Story:
 
     def io(self, names):
         (node,) = (self.nodes[name] for name in names)
-        return self.done[node], 4
+        return frozenset(names), self.done[node], 4
 
     def quiet(self, node):
         return node in self.dead or self.now() < self.still.get(node, 0.0)
