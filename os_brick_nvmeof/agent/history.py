@@ -30,6 +30,7 @@ class Entry:
         md takes a leg back in full where its bitmap is of no use. :ivar ok: it came to be in sync.
     :ivar bytes: written to the leg meanwhile: what was copied, and new writes.
     :ivar written: counter of the leg's device at the start.
+    :ivar placed: when md had taken it; 0 until then.
     """
 
     volume: str
@@ -42,6 +43,7 @@ class Entry:
     ok: bool = False
     bytes: int = 0
     written: int = 0
+    placed: float = 0.0
 
 
 class History:
@@ -49,9 +51,11 @@ class History:
 
     def __init__(self, told: Iterable[dict[str, Any]] = ()) -> None:
         names = {field.name for field in dataclasses.fields(Entry)}
-        self.entries = [
+        found = [
             Entry(**{key: value for key, value in one.items() if key in names}) for one in told
         ]
+        # Whoever wrote it down has ended meanwhile, and nobody else is to say that md has it.
+        self.entries = [dataclasses.replace(one, placed=one.placed or one.start) for one in found]
 
     def began(self, action: ReAdd | AddSpare, view: View, lost: float, now: float) -> None:
         """A leg is put in."""
@@ -62,6 +66,14 @@ class History:
             action.volume, action.leg, kind, action.reason, lost or now, now, written=written
         )
         self.entries = [*self.entries, entry][-KEPT:]
+
+    def placed(self, action: Action, now: float) -> None:
+        """A leg was put in: from now on it is followed. Of other actions nothing follows."""
+        if not isinstance(action, ReAdd | AddSpare):
+            return
+        for number, entry in enumerate(self.entries):
+            if (entry.volume, entry.leg, entry.placed) == (action.volume, action.about, 0.0):
+                self.entries[number] = dataclasses.replace(entry, placed=now)
 
     def forget(self, action: Action) -> None:
         """A leg was not put in after all; of other actions there is nothing to forget."""
@@ -80,7 +92,9 @@ class History:
         ended = []
         for number, entry in enumerate(self.entries):
             leg = legs.get(entry.leg)
-            if entry.end or entry.start >= now or leg is None or leg.place is Place.UNKNOWN:
+            # A look that began while mdadm worked saw the leg outside still.
+            early = not 0 < entry.placed < now
+            if entry.end or early or leg is None or leg.place is Place.UNKNOWN:
                 continue
             entry = _followed(entry, leg, now, sizes[leg.uuid])
             self.entries[number] = entry

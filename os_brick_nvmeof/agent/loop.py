@@ -423,6 +423,7 @@ class Agent:
                 self.history.forget(action)
             else:
                 self.memory = remember.done(self.memory, action, now, new=new)
+                self.history.placed(action, now)
             memory = self.memory
             self.last[action.volume] = {
                 "kind": action.kind,

@@ -128,6 +128,29 @@ def test_a_report_is_repeated_only_if_the_provisioner_does_not_show_it(host, run
     assert reports() == ["ReportArray"]
 
 
+def test_a_look_while_mdadm_works_does_not_end_a_healing(host, run, monkeypatch):
+    run.rounds(2)
+    host.hide(1)
+    host.md.write("md127", b"second")
+    run.rounds(2)
+    host.back(1)
+    host.settle(3)
+    do = run.agent.hands.do
+
+    def slow(volume, action):
+        if action.kind == "ReAdd":
+            host.settle(1)
+            run.agent.round()
+            assert [one.end for one in run.agent.history.entries] == [0.0]
+        return do(volume, action)
+
+    monkeypatch.setattr(run.agent.hands, "do", slow)
+    run.rounds(5)
+    (healed,) = run.agent.history.entries
+    assert (healed.leg, healed.ok) == (B, True)
+    assert not [one for one in host.storage.told if "lost again" in str(one)]
+
+
 def test_a_report_that_got_lost_is_repeated(host, run):
     run.rounds(2)
     host.hide(1)
