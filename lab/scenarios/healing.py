@@ -91,12 +91,12 @@ def _returned(ward: Ward, volume: str, leg: str, lost: Lost) -> None:
     ctx = ward.ctx
     lines = ward.kernel()
     live = guest_log.first(lines, r"Successfully reconnected|new ctrl: NQN", lost.told)
-    begun = guest_log.first(lines, r"recovery of RAID array", lost.told)
+    begun = guest_log.first(lines, r"recover(y)? of RAID array", lost.told)
     ctx.check(live and begun, "no new connection or no recovery in the kernel's log")
     assert live is not None  # noqa: S101 - checked above, for mypy
     assert begun is not None  # noqa: S101
     waited = begun.time - live.time
-    (entry, *_) = [one for one in ward.agent.history(volume) if one["leg"] == leg]
+    (*_, entry) = [one for one in ward.agent.history(volume) if one["leg"] == leg]
     part = entry["bytes"] / (_GIB * GIB)
     ctx.note(
         f"re-added {waited:.2f} s after its connection was live ({live.text}); in sync"
