@@ -30,6 +30,7 @@ FIRST_PAUSE = 0.005
 LONGEST_PAUSE = 0.2
 # Seconds until a failed release is tried again.
 RELEASE_AGAIN = 1.0
+_INSERT = insert(models.Lease)
 
 
 class Leases:
@@ -166,7 +167,11 @@ class Leases:
         ]
         try:
             with self._db.translated(), self._engine.connect() as connection:
-                connection.execute(insert(models.Lease).values(rows if len(rows) > 1 else rows[0]))
+                # All rows by one statement, or none; one row by a statement that is made already.
+                if len(rows) == 1:
+                    connection.execute(_INSERT, rows[0])
+                else:
+                    connection.execute(insert(models.Lease).values(rows))
             return True
         except failures.RolledBackError as exc:
             LOG.debug("Not all of %s are free: %s", ", ".join(wanted), exc.__cause__)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from kumo_client import errors
@@ -20,6 +20,16 @@ from kumo_provisioner.db import models
 
 # Token by name.
 HELD: ContextVar[dict[str, str] | None] = ContextVar("kumo_leases", default=None)
+
+# Made once: making it takes longer than running it.
+_STILL_OURS = (
+    select(models.Lease.name)
+    .where(
+        models.Lease.name.in_(bindparam("names", expanding=True)),
+        models.Lease.token.in_(bindparam("tokens", expanding=True)),
+    )
+    .with_for_update(read=True)
+)
 
 
 class LeaseLostError(errors.BusyError):
@@ -50,12 +60,7 @@ def check(session: Session) -> None:
     held = HELD.get()
     if not held:
         return
-    lease = models.Lease
-    query = (
-        select(lease.name)
-        .where(lease.name.in_(sorted(held)), lease.token.in_(sorted(set(held.values()))))
-        .with_for_update(read=True)
-    )
-    found = set(session.scalars(query))
+    values = {"names": sorted(held), "tokens": sorted(set(held.values()))}
+    found = set(session.connection().execute(_STILL_OURS, values).scalars())
     if found != held.keys():
         raise lost(", ".join(sorted(held.keys() - found)))

@@ -18,7 +18,8 @@ class Candidate(NamedTuple):
     A tuple, because a large fleet has thousands of them and each placement reads all. Sizes in
     bytes, bandwidth in KB/s. ``node_max_*`` of 0 means no limit besides those of the pools,
     ``max_iops`` and ``max_bw`` of 0 that nobody knows what the pool delivers. ``iops`` and ``bw``
-    are the use of the last minutes, told at ``used_at`` (ms since the epoch).
+    are the use of the last minutes, told at ``used_at`` (ms since the epoch). ``mgmt_*`` is where
+    the node answers.
     """
 
     backend_id: str
@@ -46,6 +47,8 @@ class Candidate(NamedTuple):
     iops: int = 0
     bw: int = 0
     used_at: int = 0
+    mgmt_ips: Sequence[str] = ()
+    mgmt_port: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple, cast
 
 from oslo_config import cfg
-from sqlalchemy import Table, bindparam, select
+from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
 from kumo_client import errors, naming
@@ -23,12 +23,10 @@ from kumo_provisioner.services import building, capacity, shortlist
 
 # Weights of placement and of the database may differ by what rounding does.
 ROUNDING = 1e-9
+# Nodes that are looked at for each replica, when it is known which are the best.
+FIRST = 4
 _VOLUMES = cast(Table, models.Volume.__table__)
 _REPLICAS = cast(Table, models.Replica.__table__)
-_BACKENDS = cast(Table, models.Backend.__table__)
-_ADDRESS = select(_BACKENDS.c.mgmt_ips, _BACKENDS.c.mgmt_port).where(
-    _BACKENDS.c.persistent_id == bindparam("known")
-)
 
 
 def rules(conf: cfg.ConfigOpts) -> Rules:
@@ -91,21 +89,42 @@ def choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
 
 def _choose(core: Core, session: Session, ask: Ask) -> list[Candidate]:
     """From the nodes that were the best a moment ago, if they still are as good as was known of
-    all others then; else from those that are the best now; else from the whole fleet, which may
-    have more, and all of which a refusal has to name."""
+    all others then: from the first of them, or from all; else from those that are the best now;
+    else from the whole fleet, which may have more, and all of which a refusal has to name."""
     chosen_rules = rules(core.conf)
     key = _kind(ask)
     known = core.shortlists.get(key) if key is not None else None
     if known is not None:
-        ids, cut = known
-        found = _among(shortlist.candidates(session, ids), cut, ask, chosen_rules)
-        if found:
-            return found
+        for ids, cut in (known.first(FIRST * ask.replicas), known.whole()):
+            some = shortlist.candidates(session, ids)
+            found = _among(some, cut, ask, chosen_rules)
+            known.note(_weights(some, found, ask, chosen_rules))
+            if found:
+                return found
     some, cut = shortlist.best(session, ask, chosen_rules)
-    if key is not None and cut is not None:
-        core.shortlists.put(key, (sorted({one.backend_id for one in some}), cut))
     found = _among(some, cut, ask, chosen_rules)
+    if key is not None and cut is not None:
+        nodes = _weights(some, found, ask, chosen_rules)
+        core.shortlists.put(key, shortlist.Shortlist(nodes, cut))
     return found or placement.place(shortlist.candidates(session), ask, chosen_rules)
+
+
+def _weights(
+    some: list[Candidate], chosen: list[Candidate], ask: Ask, chosen_rules: Rules
+) -> dict[str, float]:
+    """The least weight of the pools of each node, when the chosen ones are charged."""
+    found: dict[str, float] = {}
+    for one in some:
+        after = one
+        if one in chosen:
+            after = one._replace(
+                charged=one.charged + ask.charge,
+                sold_iops=one.sold_iops + ask.iops,
+                sold_bw=one.sold_bw + ask.bw,
+            )
+        weight = placement.weight(after, ask, chosen_rules)
+        found[one.backend_id] = min(weight, found.get(one.backend_id, weight))
+    return found
 
 
 def _kind(ask: Ask) -> Hashable:
@@ -165,10 +184,9 @@ def record(session: Session, volume: models.Volume) -> None:
     connection.execute(_REPLICAS.insert(), rows)
 
 
-def address(session: Session, backend_id: str) -> Address:
-    """Where a node of the record answers."""
-    found = session.connection().execute(_ADDRESS, {"known": backend_id}).one()
-    return Address(backend_id, tuple(found.mgmt_ips), found.mgmt_port)
+def address(spot: Candidate) -> Address:
+    """Where the node of a chosen pool answers."""
+    return Address(spot.backend_id, tuple(spot.mgmt_ips), spot.mgmt_port)
 
 
 def _values(row: models.Base, table: Table) -> dict[str, Any]:

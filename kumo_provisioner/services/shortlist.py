@@ -37,6 +37,8 @@ from kumo_provisioner.placement import Ask, Candidate, Rules
 from kumo_provisioner.services import capacity
 
 POOLS = 32
+# Backend ids, and the weight from which on there are others; None when there are none.
+Look = tuple[list[str], float | None]
 _POOL_TABLE = cast(Table, models.Pool.__table__)
 _NODE_TABLE = cast(Table, models.Backend.__table__)
 _POOL, _NODE = _POOL_TABLE.c, _NODE_TABLE.c
@@ -68,6 +70,8 @@ _COLUMNS = (
     _POOL.iops,
     _POOL.bw,
     _POOL.used_at,
+    _NODE.mgmt_ips,
+    _NODE.mgmt_port,
 )
 _FLEET = _POOL_TABLE.join(_NODE_TABLE)
 _ALL = select(*_COLUMNS).select_from(_FLEET)
@@ -80,8 +84,41 @@ def candidates(session: Session, backend_ids: Sequence[str] | None = None) -> li
     """All pools of all nodes, or of some, as placement sees them."""
     connection = session.connection()
     if backend_ids is None:
-        return list(map(Candidate._make, connection.execute(_ALL)))
-    return list(map(Candidate._make, connection.execute(_SOME, {"ids": list(backend_ids)})))
+        found = connection.execute(_ALL)
+    else:
+        found = connection.execute(_SOME, {"ids": list(backend_ids)})
+    # At once: row by row takes longer than all the rest.
+    return list(map(Candidate._make, found.all()))
+
+
+class Shortlist:
+    """The best nodes of a moment ago, each with the least weight of its pools when it was seen.
+
+    Several threads may use one: the worst that comes of it is a look at the whole list.
+
+    :param nodes: weights by backend id.
+    :param cut: the weight from which on there are others; None when there are none.
+    """
+
+    def __init__(self, nodes: dict[str, float], cut: float | None) -> None:
+        self._nodes = nodes
+        self._cut = cut
+
+    def first(self, count: int) -> Look:
+        """The best ``count`` nodes, as far as is known."""
+        ordered = sorted(self._nodes.items(), key=lambda one: one[1])
+        others = [weight for _, weight in ordered[count : count + 1]]
+        if self._cut is not None:
+            others.append(self._cut)
+        return sorted(uid for uid, _ in ordered[:count]), min(others, default=None)
+
+    def whole(self) -> Look:
+        """All of them."""
+        return sorted(self._nodes), self._cut
+
+    def note(self, nodes: dict[str, float]) -> None:
+        """Remember what nodes weigh now."""
+        self._nodes |= nodes
 
 
 def _number(name: str) -> ColumnElement[float]:

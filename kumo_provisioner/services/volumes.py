@@ -209,9 +209,8 @@ def _place(core: Core, session: Session, volume: models.Volume) -> dict[str, Cal
     for spot in sorted(spots):
         replica = placing.add_replica(session, volume, spot.backend_id, spot.pool, size, ask)
         replica.position = spots.index(spot)
-        address = placing.address(session, spot.backend_id)
         spec = placing.replica_spec(volume, replica)
-        calls[replica.uuid] = building.put_replica(address, replica.uuid, spec)
+        calls[replica.uuid] = building.put_replica(placing.address(spot), replica.uuid, spec)
     return calls
 
 
