@@ -23,6 +23,8 @@ def _not_reserved(value: str) -> str:
     for text in errors.RESERVED_TEXTS:
         if text in value:
             raise ValueError(f"must not contain {text!r}, which old clients take for an error")
+    if value.isascii() and value.isprintable():
+        return value
     if any(ord(char) < 32 or ord(char) == 127 for char in value):
         raise ValueError("must not contain control characters")
     # JSON can spell half a surrogate pair; no such text can be stored or sent again.

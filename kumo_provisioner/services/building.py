@@ -46,7 +46,7 @@ def build(
     failed = first_error(outcomes)
     if failed is None:
         commit()
-        LOG.info("Created %s", name)
+        LOG.debug("Created %s", name)
         return
     LOG.warning("Creation of %s failed and is undone: %s", name, failed)
     with core.db.write() as session:

@@ -68,7 +68,8 @@ def record(
     }
     session.connection().execute(_INSERT, values)
     watch.on_commit(session)
-    LOG.log(_LEVELS.get(level, log.INFO), "%s: %s", what, message)
+    about = volume or replica or backend or host
+    LOG.log(_LEVELS.get(level, log.INFO), "%s %s: %s", what, about, message)
 
 
 def plain(value: Any) -> Any:
@@ -77,6 +78,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         for text in errors.RESERVED_TEXTS:
             value = value.replace(text, text.replace(" ", "-"))
+        if value.isprintable():
+            return value
         return "".join(char if char.isprintable() else " " for char in value)
     if isinstance(value, dict):
         return {plain(str(key)): plain(item) for key, item in value.items()}
