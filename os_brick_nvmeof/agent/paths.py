@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from os_brick_nvmeof.agent.actions import Action, Export, Reconnect, SetTimeOuts
 from os_brick_nvmeof.agent.judge import LegView, Path, View
-from os_brick_nvmeof.agent.model import TERMINATING, Controller, Place
+from os_brick_nvmeof.agent.model import AVAILABLE, TERMINATING, Controller, Place
 from os_brick_nvmeof.agent.round import Round
 from os_brick_nvmeof.conf import TimeOuts
 
@@ -64,12 +64,17 @@ def _reconnect(this: Round, view: View, leg: LegView) -> Iterator[Action]:
 
 
 def _export(this: Round, view: View, leg: LegView) -> Iterator[Action]:
-    """A leg that the array lacks and that its live connections do not show."""
+    """A leg that the array lacks and that its live connections do not show.
+
+    A node that this host had no leg on may refuse connections until it exports one.
+    """
     if not view.volume.replicated or leg.place is not Place.OUT or leg.namespace is not None:
         return
     if this.seen.namespaces is None or view.volume.shared:
         return
-    if leg.path is Path.LIVE or not leg.leg.nqn:
+    nodes = {} if this.wanted.stale else this.wanted.nodes
+    first = not leg.controllers and nodes.get(leg.leg.node) == AVAILABLE
+    if leg.path is Path.LIVE or not leg.leg.nqn or first:
         yield Export(
             volume=view.volume.uuid,
             leg=leg.uuid,

@@ -278,6 +278,9 @@ class World:
         node = next(node for node in self.up if self.nqn(node) == action.nqn)
         if not (self.up[node] and self.link[node]):
             raise RefusedError("no answer")
+        # nvmet listens on a port from its first export on.
+        if not any(one.exported for one in self.disks.values() if one.node == node):
+            raise RefusedError("connection refused")
         self.controllers[node] = RIGHT
 
     def _SetTimeOuts(self, action):  # noqa: N802

@@ -211,6 +211,24 @@ def test_a_namespace_of_another_uuid_is_not_the_leg(world, leg):
     assert "does not show its namespace" in notes(made)
 
 
+@pytest.mark.parametrize(("state", "asked"), [("Available", True), ("Unavailable", False)])
+def test_a_leg_on_a_node_that_exports_nothing_to_this_host_yet(world, leg, state, asked):
+    """It refuses connections; whoever only connects waits for a round of the provisioner."""
+    back(world, leg)
+    node = world.disks[leg].node
+    world.disks[leg].exported = False
+    world.controllers.pop(node)
+    # As a leg that md never had.
+    world.members.pop(leg)
+    wanted = world.wanted()
+    wanted = dataclasses.replace(wanted, nodes={**wanted.nodes, node: state})
+    made = plan.make(wanted, world.seen(), model.Memory(), world.now, LIMITS)
+    assert ("Export" in kinds(made)) is asked
+    stale = dataclasses.replace(wanted, stale=True)
+    made = plan.make(stale, world.seen(), model.Memory(), world.now, LIMITS)
+    assert "Export" not in kinds(made)
+
+
 def test_when_it_is_the_network_there_are_only_reconnects_and_it_says_why(world, leg):
     back(world, leg)
     world.up["n3"] = world.up["n4"] = False
