@@ -26,8 +26,10 @@ from sqlalchemy import (
     bindparam,
     case,
     func,
+    literal,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.orm import Session
@@ -293,22 +295,29 @@ def totals(session: Session) -> tuple[int, int]:
 
 
 def counted(session: Session, backend_id: str) -> dict[str, list[int]]:
-    """What the rows of one node add up to: bytes, IOPS, KB/s and replicas by pool."""
-    sums: dict[str, list[int]] = {}
-    for table in (models.Replica, models.SnapshotPart, models.Removal):
-        more: list[Any] = [func.sum(table.reserved_bytes)]
-        if table is models.Replica:
-            more += [func.sum(models.Replica.sold_iops), func.sum(models.Replica.sold_bw)]
-            more += [func.count()]
-        mine = select(table.pool, *more).where(table.backend_id == backend_id)
-        query = mine.group_by(table.pool)
+    """What the rows of one node add up to: bytes, IOPS, KB/s and replicas by pool.
+
+    One statement, so one moment: what is retired between two of them would be counted twice.
+    """
+    nothing = literal(0)
+    sources: list[tuple[Any, tuple[Any, Any, Any]]] = [
+        (models.Replica, (models.Replica.sold_iops, models.Replica.sold_bw, literal(1))),
+        (models.SnapshotPart, (nothing, nothing, nothing)),
+        (models.Removal, (nothing, nothing, nothing)),
+    ]
+    parts = []
+    for table, (iops, bw, replicas) in sources:
+        sums = [func.sum(one) for one in (table.reserved_bytes, iops, bw, replicas)]
+        query = select(table.pool, *sums).where(table.backend_id == backend_id)
         if table is models.Removal:
             query = query.where(models.Removal.done.is_(None))
-        for pool, *values in session.execute(query):
-            known = sums.setdefault(pool, [0, 0, 0, 0])
-            for place, value in enumerate(values):
-                known[place] += int(value or 0)
-    return sums
+        parts.append(query.group_by(table.pool))
+    found: dict[str, list[int]] = {}
+    for pool, *values in session.execute(union_all(*parts)):
+        known = found.setdefault(pool, [0, 0, 0, 0])
+        for place, value in enumerate(values):
+            known[place] += int(value or 0)
+    return found
 
 
 def recount(session: Session, backend_id: str) -> bool:

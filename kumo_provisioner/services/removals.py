@@ -119,8 +119,11 @@ def confirm(core: Core, uuids: list[str]) -> None:
     if not uuids:
         return
     with core.db.write() as session:
-        found = [session.get(models.Removal, uuid) for uuid in uuids]
-        rows = [row for row in found if row is not None and row.done is None]
+        # Locked: another instance may confirm the same, and what is given back is given back once.
+        # All lock in one order.
+        query = select(models.Removal).where(models.Removal.uuid.in_(uuids))
+        query = query.where(models.Removal.done.is_(None)).order_by(models.Removal.uuid)
+        rows = session.scalars(query.with_for_update()).all()
         for row in sorted(rows, key=lambda one: one.backend_id):
             capacity.give_back(session, row)
             row.done = now_ms()

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Counters of what is promised, on the databases of grown installations: several instances that
-place, extend and delete at the same time never promise more than there is."""
+place, extend and delete at the same time never promise more than there is, and no counter is
+corrected that was right."""
 
 import random
 import threading
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from kumo_client import errors
 from kumo_client.naming import GIB
@@ -15,9 +16,10 @@ from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.db.engine import Database
 from kumo_provisioner.locks import Locks
-from kumo_provisioner.services import capacity, volumes
+from kumo_provisioner.services import capacity, removals, snapshots, volumes
 from tests.fakes.databases import MariaDB, PostgreSQL
 from tests.unit.provisioner.conftest import FakeNodes, add_node, volume
+from tests.unit.provisioner.stories import made_snapshot, rows
 
 T = "0"
 GUARANTEE = {"desired_iops_per_gb": 100}
@@ -112,3 +114,47 @@ def test_nothing_is_sold_twice(instances):
     with core.db.read() as session:
         assert {one.charged_bytes for one in session.scalars(select(models.Pool))} == {0}
         assert {one.sold_iops for one in session.scalars(select(models.Backend))} == {0}
+
+
+def beside(core, table, action):
+    """Run an action in a thread once the first statement of an instance has read a table.
+
+    Gives a list with the thread; it may wait for a lock that the instance holds.
+    """
+    started = []
+
+    def after(_connection, _cursor, statement, *_more):
+        if not started and statement.startswith("SELECT") and f"FROM {table}" in statement:
+            started.append(threading.Thread(target=action))
+            started[0].start()
+            started[0].join(1)
+
+    event.listen(core.db.engine, "after_cursor_execute", after)
+    return started
+
+
+def test_what_is_retired_while_it_is_counted_is_counted_once(instances):
+    core, other, _third = instances
+    model = add_node(core, pools={"pool": 10 * GIB})
+    snapshot = made_snapshot(core, volumes.create(core, T, volume("one")))
+    core.nodes.faults[(1000, "delete_snapshot")] = errors.CommunicationError("no answer")
+    started = beside(core, "snapshot_parts", lambda: snapshots.delete(other, T, snapshot))
+    with core.db.write() as session:
+        assert not capacity.recount(session, model.persistent_id)
+    started[0].join()
+    assert [one.charged_bytes for one in rows(core, models.Pool)] == [2 * GIB]
+    assert rows(core, models.SnapshotPart) == []
+
+
+def test_a_removal_that_two_confirm_is_given_back_once(instances):
+    core, other, _third = instances
+    add_node(core, pools={"pool": 10 * GIB})
+    uid, _kept = (volumes.create(core, T, volume(name)) for name in ("one", "two"))
+    core.nodes.faults[(1000, "delete_replica")] = errors.CommunicationError("no answer")
+    volumes.delete(core, T, uid)
+    (gone,) = [one.uuid for one in rows(core, models.Removal) if one.done is None]
+    started = beside(core, "removals", lambda: removals.confirm(other, [gone]))
+    removals.confirm(core, [gone])
+    started[0].join()
+    assert [one.charged_bytes for one in rows(core, models.Pool)] == [GIB]
+    assert all(one.done for one in rows(core, models.Removal))
