@@ -56,14 +56,22 @@ class LastWords:
             for one in known:
                 if wanted.volume(one.volume) is None and self._said(one):
                     self._drop(one)
+        except VendorError as error:
+            # Each further one might be waited for as long, and nothing else be asked meanwhile.
+            LOG.debug("What is known of stopped arrays is told later: %s", error)
         except OSError as error:
             LOG.error("What is known of stopped arrays cannot be handed on: %s", error)
 
     def _said(self, one: stopped.Stopped) -> bool:
-        """Whether it is told, or never will be."""
+        """Whether it is told, or never will be.
+
+        :raises VendorError: nobody answers.
+        """
         try:
             done = self._vendor.last_word(one)
         except VendorError as error:
+            if error.away:
+                raise
             level = LOG.warning if error.definite else LOG.debug
             level("The last word of the array of %s was not taken: %s", one.volume, error)
             return error.definite

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Observe, plan, act, again and again.
 
-Five threads beside the pool that acts: the rounds, the questions to the provisioner, the waiting
-for its events, the probes of the nodes, and what is to be done at once about a node that does not
-answer. None waits for another, so a provisioner that is away or slow delays only what it has to
+Six threads beside the pools that act: the rounds, the questions to the provisioner, the waiting for
+its events, what it is told for people, the probes of the nodes, and what is to be done at once
+about a node that does not answer. None waits for another, and what the provisioner has to answer to
+has a pool of its own. So a provisioner that is away, slow or frozen delays only what it has to
 decide, and a node that hangs delays only its own volumes.
 """
 
@@ -36,6 +37,7 @@ from os_brick_nvmeof.agent.actions import (
 from os_brick_nvmeof.agent.hands import ActError, Hands, NotNowError
 from os_brick_nvmeof.agent.history import History
 from os_brick_nvmeof.agent.lastwords import LastWords
+from os_brick_nvmeof.agent.messages import Messages
 from os_brick_nvmeof.agent.metrics import Metrics
 from os_brick_nvmeof.agent.model import Limits, Memory, Place, Seen, Wanted
 from os_brick_nvmeof.agent.observe import Observer
@@ -62,6 +64,19 @@ _TOLD = {
     "AskReplacement": WARN,
     "RemoveLeg": WARN,
 }
+
+
+def _queue(action: Action) -> str:
+    """What an action waits for others in.
+
+    A dead portal must not hold up what can be done for its volume, nor a slow provisioner that an
+    array goes on without a dead leg or takes one back. But no leg is asked for before it is tried
+    to put one back.
+    """
+    if isinstance(action, Reconnect | FailLeg):
+        return action.key
+    said = isinstance(action, voice.SAID) and not isinstance(action, _DOUBTED)
+    return f"say {action.volume}" if said else action.volume
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +113,7 @@ class Agent:
         self.observer = Observer(ctx)
         self.hands = Hands(ctx, self._still)
         self.last_words = LastWords(ctx.locks, vendor, clock)
+        self.messages = Messages(vendor, clock)
         self.stopping = threading.Event()
         self.wake = threading.Event()
         self.ask = threading.Event()
@@ -151,6 +167,7 @@ class Agent:
             self.wanted = wanted
         self.metrics.pulls.labels("away" if problem else "ok").inc()
         if not problem:
+            self.messages.again()
             self.last_words.send(wanted)
         if news and not problem:
             self._save(lambda: self.store.save_wanted(wanted), "the provisioner's answer")
@@ -212,6 +229,8 @@ class Agent:
         with self._lock:
             ended = self.history.follow(views, now)
             shown = self.history.shown() if ended else []
+        if ended:
+            self._save(lambda: self.store.save(HISTORY, shown), "the history")
         for one in ended:
             took = one.end - one.start
             LOG.info(
@@ -232,14 +251,9 @@ class Agent:
                 one.volume,
                 {"leg": one.leg, "seconds": round(took, 3), "bytes": one.bytes, "kind": one.kind},
             )
-        if ended:
-            self._save(lambda: self.store.save(HISTORY, shown), "the history")
 
     def _tell(self, level: str, message: str, volume: str, details: Mapping[str, Any]) -> None:
-        try:
-            self.vendor.tell(level, f"{message}: volume {volume}", {"volume": volume, **details})
-        except VendorError as error:
-            LOG.debug("The provisioner is not told of this: %s", error)
+        self.messages.put(level, f"{message}: volume {volume}", {"volume": volume, **details})
 
     def _still(self, action: Action) -> bool:
         if isinstance(action, CutNode):
@@ -295,27 +309,30 @@ class Agent:
     # -- acting -----------------------------------------------------------------------------------
 
     def dispatch(
-        self, made: plan.Plan, pool: concurrent.futures.Executor
+        self,
+        made: plan.Plan,
+        pool: concurrent.futures.Executor,
+        saying: concurrent.futures.Executor,
     ) -> list[concurrent.futures.Future[None]]:
-        """Hand the actions to the pool: those of a volume one after the other, connections apart.
+        """Hand the actions to the pools: those of a volume one after the other, but connections,
+        legs that fail, and what is said to the provisioner apart.
 
         What is under way from an earlier round is not begun again, nor what has ended since this
         plan was begun: the plan may not know of it.
+
+        :param saying: for what the provisioner has to answer, which may take its time.
         """
         queues: dict[str, list[Action]] = {}
         for action in made.actions:
-            # A dead portal must not hold up what can be done for its volume, nor a slow
-            # provisioner that an array goes on without a dead leg.
-            apart = isinstance(action, Reconnect | FailLeg)
-            name = action.key if apart else action.volume
-            queues.setdefault(name, []).append(action)
+            queues.setdefault(_queue(action), []).append(action)
         futures = []
         for name, actions in queues.items():
             with self._lock:
                 if name in self._busy or name in self._ended:
                     continue
                 self._busy.add(name)
-            futures.append(pool.submit(self._work, name, actions))
+            chosen = saying if all(isinstance(one, voice.SAID) for one in actions) else pool
+            futures.append(chosen.submit(self._work, name, actions))
         return futures
 
     def _work(self, name: str, actions: list[Action]) -> None:
@@ -448,7 +465,11 @@ class Agent:
         seen = self.observer.look(self.wanted)
         mine = [judge.find_array(volume, seen) for volume in self.wanted.volumes]
         hold.release_all(self.ctx, [array.name for array in mine if array is not None])
-        threads = [(self._pull_loop, "pull"), (self._event_loop, "events")]
+        threads = [
+            (self._pull_loop, "pull"),
+            (self._event_loop, "events"),
+            (self.messages.run, "messages"),
+        ]
         if self.limits.silence:
             self.hands.prepare()
             threads += [(self._hasten_loop, "hasten"), (self.probes.run, "probes")]
@@ -457,14 +478,17 @@ class Agent:
 
     def run(self, alive: Callable[[], None] = lambda: None) -> None:
         """Rounds until :meth:`stop`. ``alive`` is called in each."""
-        with concurrent.futures.ThreadPoolExecutor(2 * self.pace.parallel, "act") as pool:
+        with self._pool(2, "act") as pool, self._pool(1, "say") as saying:
             while not self.stopping.is_set():
                 self.wake.clear()
                 made = self.round()
                 alive()
-                self.dispatch(made, pool)
+                self.dispatch(made, pool, saying)
                 self.wake.wait(self._pause(made))
                 self.stopping.wait(SOAK)
+
+    def _pool(self, share: int, name: str) -> concurrent.futures.ThreadPoolExecutor:
+        return concurrent.futures.ThreadPoolExecutor(share * self.pace.parallel, name)
 
     def _pause(self, made: plan.Plan) -> float:
         quiet = not (made.actions or made.waiting or made.notes)
@@ -474,14 +498,16 @@ class Agent:
         """One question, one round and all that it asks for."""
         self.pull()
         made = self.round()
-        with concurrent.futures.ThreadPoolExecutor(self.pace.parallel, "act") as pool:
-            concurrent.futures.wait(self.dispatch(made, pool))
+        with self._pool(1, "act") as pool, self._pool(1, "say") as saying:
+            concurrent.futures.wait(self.dispatch(made, pool, saying))
+        self.messages.send()
         return made
 
     def stop(self) -> None:
         """Begin nothing more; holds end at once."""
         self.stopping.set()
         self.probes.stop()
+        self.messages.stop()
         self.urgent.set()
         self.wake.set()
         self.ask.set()

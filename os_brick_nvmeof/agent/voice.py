@@ -16,6 +16,17 @@ from os_brick_nvmeof.agent.actions import (
 from os_brick_nvmeof.agent.model import Volume
 from os_brick_nvmeof.agent.vendor import Vendor
 
+# All of them.
+SAID = (
+    AskReplacement,
+    ReportLeg,
+    ReportArray,
+    Export,
+    RetireLeg,
+    ConfirmRemoval,
+    ReportTask,
+)
+
 
 def say(vendor: Vendor, volume: Volume, action: Action) -> str | None:
     """Carry out an action with the vendor.

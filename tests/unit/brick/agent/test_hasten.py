@@ -12,8 +12,7 @@ from os_brick_nvmeof.agent.hands import ActError
 from os_brick_nvmeof.agent.model import Probed
 from os_brick_nvmeof.agent.observe import Observer
 from os_brick_nvmeof.agent.round import Note
-from tests.fakes.agent_host import Host
-from tests.unit.brick.agent.test_stories import A, B, Run
+from tests.unit.brick.agent.stories import A, B, Run
 
 SILENT = Probed(5, 2.5, True)
 WELL = Probed(1, 0.0, None)
@@ -36,14 +35,6 @@ class Probes:
 
     def stop(self):
         self.watched = {}
-
-
-@pytest.fixture
-def host(tmp_path):
-    found = Host(tmp_path)
-    found.attach()
-    found.md.write("md127", b"first")
-    return found
 
 
 @pytest.fixture
@@ -105,6 +96,7 @@ def test_a_node_that_dies_without_a_word_is_cut_off_and_comes_back(host, run, cu
     assert cuts.closed == 1
     assert run.agent.wake.is_set()
     assert run.agent.store.memory().cut.keys() == {"n1"}
+    run.agent.messages.send()
     assert ("FATAL", "CutNode: volume " + run.agent.wanted.volumes[0].uuid) in host.storage.told
     host.md.write("md127", b"second")
     run.agent.hasten()
@@ -241,10 +233,10 @@ def test_the_agent_starts_its_probes_unless_they_are_off(host, run, monkeypatch)
     run.agent.probes.run = lambda: None
     monkeypatch.setattr(run.agent.hands, "prepare", lambda: started.append("prepared"))
     run.agent.start()
-    assert started == ["prepared", "pull", "events", "hasten", "probes"]
+    assert started == ["prepared", "pull", "events", "messages", "hasten", "probes"]
     started.clear()
     off.agent.start()
-    assert started == ["pull", "events"]
+    assert started == ["pull", "events", "messages"]
 
 
 @pytest.mark.parametrize("problem", [0, errno.ENOENT])

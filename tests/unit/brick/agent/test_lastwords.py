@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The agent hands on what the connector wrote down of arrays that were stopped."""
 
+import dataclasses
+
 import pytest
 
 from os_brick_nvmeof import props, stopped
 from os_brick_nvmeof.agent import lastwords
 from os_brick_nvmeof.agent.vendor import Vendor
 from tests.fakes.agent_host import Host
-from tests.unit.brick.agent.test_stories import Run
 from tests.unit.brick.volumes import LEGS, VOLUME
 
 A, B, *_ = LEGS
@@ -21,11 +22,6 @@ def host(tmp_path):
     made.md.write("md127", b"data")
     made.detach(publication=7, tenant="t")
     return made
-
-
-@pytest.fixture
-def run(host, tmp_path):
-    return Run(host, tmp_path)
 
 
 def told(host):
@@ -68,6 +64,21 @@ def test_it_is_told_again_until_it_is_taken(host, run):
     run.start()
     run.agent.pull()
     assert known(host) == []
+
+
+def test_nobody_is_asked_again_and_again_who_does_not_answer(host, run, monkeypatch):
+    (word,) = known(host)
+    other = dataclasses.replace(word, volume="6a1c2f40-0000-4000-8000-0000000000bb")
+    stopped.keep(host.ctx.locks, other)
+    host.storage.published = False
+    run.agent.pull()
+    host.storage.published, host.storage.away = False, True
+    stopped.keep(host.ctx.locks, word)
+    stopped.keep(host.ctx.locks, other)
+    before = len(told(host))
+    run.agent.last_words.send(run.agent.wanted)
+    assert len(told(host)) == before + 1
+    assert len(known(host)) == 2
 
 
 def test_what_is_refused_is_dropped(host, run, caplog):

@@ -261,7 +261,7 @@ def test_a_slow_provisioner_does_not_keep_a_dead_leg_in_its_array(tmp_path):
     done = []
     agent.perform = lambda action: done.append(action) or True
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        concurrent.futures.wait(agent.dispatch(plan.Plan((deed("v1"), dead), ()), pool))
+        concurrent.futures.wait(agent.dispatch(plan.Plan((deed("v1"), dead), ()), pool, pool))
     assert done == [dead]
 
 
@@ -272,11 +272,11 @@ def test_what_ended_while_a_plan_was_made_is_not_begun_again(tmp_path):
     agent.perform = lambda action: done.append(action) or True
     made = plan.Plan((deed("v1"),), ())
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        concurrent.futures.wait(agent.dispatch(made, pool))
-        assert agent.dispatch(made, pool) == []
+        concurrent.futures.wait(agent.dispatch(made, pool, pool))
+        assert agent.dispatch(made, pool, pool) == []
         # The next plan knows of it.
         agent.round()
-        concurrent.futures.wait(agent.dispatch(made, pool))
+        concurrent.futures.wait(agent.dispatch(made, pool, pool))
     assert len(done) == 2
 
 
@@ -297,10 +297,10 @@ def test_volumes_are_worked_on_at_the_same_time_and_each_one_in_order(tmp_path):
     first = [deed("v1"), deed("v1", slots=3), deed("v2"), deed("v3"), portal("v1", "nqn.1")]
     made = plan.Plan(tuple(first), ())
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        futures = agent.dispatch(made, pool)
+        futures = agent.dispatch(made, pool, pool)
         # What is under way is not begun again.
         agent._busy.add("v9")
-        again = agent.dispatch(plan.Plan((deed("v9"),), ()), pool)
+        again = agent.dispatch(plan.Plan((deed("v9"),), ()), pool, pool)
         concurrent.futures.wait(futures)
     assert [future.exception() for future in futures] == [None] * 4
     assert again == []

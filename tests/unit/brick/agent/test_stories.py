@@ -7,78 +7,11 @@ import json
 
 import pytest
 
-from os_brick_nvmeof.agent import hold, loop, model, status
-from os_brick_nvmeof.agent.store import Store
-from tests.fakes.agent_host import Host
-from tests.fakes.agent_world import LIMITS
+from os_brick_nvmeof.agent import hold, model, status
 from tests.fakes.host_md import Member
 from tests.fakes.host_sim import Killed
-from tests.unit.brick.volumes import LEGS, VOLUME
-
-A, B, C, D = LEGS
-
-
-class Run:
-    """The agent, one round after the other, in this thread."""
-
-    def __init__(self, host, path, **limits):
-        self.host, self.path = host, path
-        self.limits = dataclasses.replace(LIMITS, **limits)
-        self.guarded = []
-        self.start()
-
-    def start(self):
-        """A new process."""
-        self.agent = loop.Agent(
-            self.host.ctx,
-            self.host.storage,
-            Store(self.path / "state"),
-            self.limits,
-            guard=self.guard,
-            publish=lambda shown: self.shown.update(shown),
-            clock=lambda: 1_000_000.0 + self.host.kernel.sim.now,
-        )
-        self.shown = {}
-
-    def guard(self, path, seconds):
-        self.guarded.append((path, seconds))
-        return lambda: self.guarded.append("off")
-
-    def round(self, seconds=1.0):
-        self.agent.pull()
-        made = self.agent.round()
-        done = []
-        for action in made.actions:
-            done.append(action.kind)
-            self.agent.perform(action)
-        self.host.settle(seconds)
-        return done
-
-    def rounds(self, number, seconds=1.0):
-        return [kind for _ in range(number) for kind in self.round(seconds)]
-
-    def volume(self):
-        return self.shown["volumes"][0]
-
-
-@pytest.fixture
-def host(tmp_path):
-    found = Host(tmp_path)
-    found.attach()
-    found.md.write("md127", b"first")
-    return found
-
-
-@pytest.fixture
-def run(host, tmp_path):
-    return Run(host, tmp_path)
-
-
-def records(host):
-    return {one.uuid: (one.state, one.freshness) for one in host.storage.records}
-
-
-GOOD = ("Available", "fresh")
+from tests.unit.brick.agent.stories import GOOD, A, B, C, records
+from tests.unit.brick.volumes import VOLUME
 
 
 def test_a_good_volume_is_left_alone(host, run):
