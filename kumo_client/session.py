@@ -124,6 +124,7 @@ class Session:
         json: Any = None,
         params: dict[str, str] | None = None,
         budget: float | None = None,
+        patience: float = 0.0,
         idempotent: bool | None = None,
         accept: Collection[str] = (),
         media: str = answer.JSON,
@@ -132,6 +133,8 @@ class Session:
 
         :param path: begins with ``/``; its parts are already quoted.
         :param budget: seconds; default is that of the session.
+        :param patience: seconds that the server was asked to wait before it answers; they come on
+            top of ``read_timeout``.
         :param idempotent: the call may be sent again when its answer was lost; by default so
             for GET, HEAD, PUT and DELETE.
         :param accept: values of ``status`` that are no error besides ``Success``.
@@ -148,6 +151,7 @@ class Session:
             json=json,
             params=params,
             budget=self.budget if budget is None else budget,
+            patience=patience,
             idempotent=method.upper() in IDEMPOTENT_VERBS if idempotent is None else idempotent,
             accept=accept,
             media=media,
@@ -242,6 +246,7 @@ class _Call:
         json: Any,
         params: dict[str, str] | None,
         budget: float,
+        patience: float,
         idempotent: bool,
         accept: Collection[str],
         media: str,
@@ -257,6 +262,7 @@ class _Call:
         self.accept = accept
         self.media = media
         self.budget = budget
+        self.read_timeout = session._read_timeout + patience
         self.deadline = session._clock() + budget
         self.outcome_unknown = False
         self._pause = 0.0
@@ -387,7 +393,7 @@ class _Call:
         left = max(self._left(), 0.05)
         _log_request(self.method, url + self.path, self.params, self.json, secrets)
         started = session._clock()
-        timeout = (min(session._connect_timeout, left), min(session._read_timeout, left))
+        timeout = (min(session._connect_timeout, left), min(self.read_timeout, left))
         response = session._exchange(self.method, url, self.target, headers, self.body, timeout)
         _log_answer(self.method, url + self.path, response, session._clock() - started, secrets)
         if self.media != answer.JSON and answer.is_good(response, self.media):

@@ -49,7 +49,7 @@ class Events(Base):
             level=level,
         )
         budget = self.session.budget + wait
-        answer = self.session.request("GET", "/events", params=params, budget=budget)
+        answer = self.session.request("GET", "/events", params=params, budget=budget, patience=wait)
         return model(EventPage, answer)
 
     def last_event(self) -> int:

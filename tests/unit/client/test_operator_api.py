@@ -204,6 +204,15 @@ def test_events_are_read_on_from_the_last_one(api, operated, network):
     assert api.last_event() == 3
 
 
+def test_whoever_waits_little_for_answers_still_waits_for_events(operated, connect, network):
+    # As the agent of a host does.
+    api = Provisioner(connect(A, budget=20, read_timeout=20))
+    api.events(3, wait=50)
+    assert network.requests[-1].timeout[1] == 70
+    api.events(3)
+    assert network.requests[-1].timeout[1] == 20
+
+
 def test_what_hosts_tell(api, operated, volume):
     api.forward_log(ForwardLog(message="m", host="h1", parameters_list={"a": 1}))
     assert operated.logs[0].parameters_list == {"a": 1}
