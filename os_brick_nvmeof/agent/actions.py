@@ -132,6 +132,14 @@ class CutNode(Action):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Restart(OfArray):
+    """Assemble an array anew to which the kernel lets nobody write; not while somebody has it
+    open."""
+
+    rank: ClassVar[int] = 15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FailLeg(OfMember):
     """Let the array go on without a leg that has no live path."""
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from oslo_log import log
 
-from os_brick_nvmeof import arrays, fabrics, md, paths, props, sysfs, waiting
+from os_brick_nvmeof import arrays, fabrics, md, paths, props, replicated, sysfs, waiting
 from os_brick_nvmeof import conf as connector_conf
 from os_brick_nvmeof.agent import cutting
 from os_brick_nvmeof.agent.actions import (
@@ -27,6 +27,7 @@ from os_brick_nvmeof.agent.actions import (
     ReAdd,
     Reconnect,
     RemoveLeg,
+    Restart,
     SetSlots,
     SetSpeed,
     SetTimeOuts,
@@ -39,6 +40,8 @@ LOG = log.getLogger(__name__)
 
 # Seconds for a faulty leg to let go of the I/O that is under way.
 REMOVE_SECONDS = 5.0
+# Seconds for an array to stop that nobody may be using.
+STOP_SECONDS = 2.0
 # Seconds for the kernel to notice that a connection was ended.
 NOTICE_SECONDS = 1.0
 # Seconds that mdadm may take to change the form of an array.
@@ -83,6 +86,8 @@ class Hands:
                 self._set_time_outs(action)
             case CutNode():
                 self._cut(action)
+            case Restart():
+                self._restart(volume, action)
             case FailLeg():
                 self._locked(action, lambda: self._flag(action, action.device, "faulty"))
             case ReAdd() | AddSpare():
@@ -191,6 +196,19 @@ class Hands:
         if found is None:
             raise NotNowError(f"{action.name} is gone")
         return found
+
+    def _restart(self, volume: Volume, action: Restart) -> None:
+        """As an attach does it. md does not stop what somebody has open; then nothing has changed.
+
+        An array that is not there any more after a failure is brought up by the next attach.
+        """
+        ctx, given = self._ctx, volume_of(volume)
+        with ctx.locks.volume(action.volume):
+            with ctx.locks.array(action.array):
+                self._check(action)
+                md.stop(ctx, given, self._look(action), waiting.Deadline(ctx.clock, STOP_SECONDS))
+            LOG.info("%s of %s was broken and is assembled anew", action.name, given)
+            replicated.attach(ctx, given)
 
     def _flag(self, action: OfArray, device: str, word: str) -> None:
         """Write to ``md/dev-*/state``, as mdadm does (Documentation/admin-guide/md.rst)."""

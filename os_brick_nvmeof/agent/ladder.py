@@ -13,6 +13,7 @@ from os_brick_nvmeof.agent.actions import (
     FailLeg,
     ReAdd,
     RemoveLeg,
+    Restart,
     RetireLeg,
     SetSlots,
     SetSpeed,
@@ -21,6 +22,7 @@ from os_brick_nvmeof.agent.judge import LegView, Path, View
 from os_brick_nvmeof.agent.model import (
     ARRAY,
     AVAILABLE,
+    BROKEN,
     MAINTENANCE,
     MAX_LEGS,
     MIGRATION,
@@ -49,6 +51,9 @@ def of_volume(this: Round, view: View) -> Iterator[Action | Note]:
     if array.members is None:
         yield Note(view.volume.uuid, "", "the members of its array could not be told")
         return
+    if array.state == BROKEN:
+        yield from _restart(view, array)
+        return
     if not array.writable:
         yield Note(view.volume.uuid, "", f"its array is {array.state}; nothing may be written")
         return
@@ -65,6 +70,25 @@ def of_volume(this: Round, view: View) -> Iterator[Action | Note]:
     yield from _replace(this, view)
     yield from _retire(this, view)
     yield from _let_go(view, array)
+
+
+def _restart(view: View, array: Array) -> Iterator[Action | Note]:
+    """Nothing but a new start makes it take writes; for that whoever uses it has to let go of it.
+
+    It waits for all legs that the provisioner has as Available: any of them may be the one with
+    the last writes.
+    """
+    volume = view.volume
+    text = "its array is broken: it lost all legs at once, so the kernel takes no more writes"
+    yield Note(volume.uuid, "", f"{text}; detach and attach it, or reboot its server hard")
+    needed = [leg for leg in view.legs if leg.leg.state == AVAILABLE]
+    if not volume.shared and view.good() and all(leg.path is Path.LIVE for leg in needed):
+        yield Restart(
+            volume=volume.uuid,
+            array=array.uuid,
+            name=array.name,
+            reason="it is broken and its legs are back",
+        )
 
 
 # -- out and in again -----------------------------------------------------------------------------

@@ -11,7 +11,14 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, start_http_serv
 
 from os_brick_nvmeof.agent import status
 
-STATES = (status.GOOD, status.DEGRADED, status.HEALING, status.FAILED, status.DETACHED)
+STATES = (
+    status.GOOD,
+    status.DEGRADED,
+    status.HEALING,
+    status.BROKEN,
+    status.FAILED,
+    status.DETACHED,
+)
 
 
 class Metrics:

@@ -16,6 +16,9 @@ from os_brick_nvmeof.conf import TimeOuts
 from os_brick_nvmeof.props import Portal
 
 LIVE = "live"
+# ``md/array_state`` of an array that lost all legs at once: the kernel takes no more writes until
+# it is assembled anew, also when they are back (MD_BROKEN, drivers/md/md.c; seen with Linux 6.12).
+BROKEN = "broken"
 # What a leg of an array holds, by its superblock.
 NOTHING = "nothing"
 ARRAY = "array"

@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from os_brick_nvmeof.agent import judge
+from os_brick_nvmeof.agent import judge, model
 from os_brick_nvmeof.agent.actions import Action
 from os_brick_nvmeof.agent.history import History
 from os_brick_nvmeof.agent.model import Memory, Seen, Wanted
@@ -30,6 +30,7 @@ DEGRADED = "degraded"
 HEALING = "healing"
 DETACHED = "not here"
 FAILED = "no path"
+BROKEN = model.BROKEN
 
 
 def make(
@@ -111,6 +112,8 @@ def state(view: judge.View) -> str:
     wanted = view.volume.replicas or len(view.volume.staying)
     if not staying:
         return FAILED
+    if view.array is not None and view.array.state == BROKEN:
+        return BROKEN
     if any(one.place.value == "synchronising" for one in view.legs):
         return HEALING
     return GOOD if len(staying) >= wanted else DEGRADED

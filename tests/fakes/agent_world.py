@@ -95,6 +95,7 @@ class World:
         self.left: dict[str, int] = {}
         self.controllers: dict[str, TimeOuts] = {}
         self.state = "clean"
+        self.open = False
         self.shared = False
         self.tasks: dict[str, model.Task] = {}
         self.answering = True
@@ -331,6 +332,17 @@ class World:
         if action.slots < self._active():
             raise HarmError("a leg in use would lose its slot")
         self.slots = action.slots
+
+    def _Restart(self, action):  # noqa: N802
+        if self.state != "broken":
+            raise HarmError("an array that takes writes was stopped")
+        whole = [leg for leg in self.good() if self.disks[leg].version == self.version]
+        if not any(map(self.live, whole)):
+            raise HarmError("an array was stopped whose data cannot be reached")
+        if self.open:
+            raise RefusedError("somebody has it open")
+        self.members = {leg: Place.IN_SYNC for leg in whole if self.live(leg)}
+        self.state = "clean"
 
     def _RemoveLeg(self, action):  # noqa: N802
         self._others_hold(action.leg, "remove")

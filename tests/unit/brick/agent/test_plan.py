@@ -87,6 +87,27 @@ def test_an_array_that_is_not_written_to_says_nothing(world, leg, state):
     assert kinds(planned(world)[1]) == []
 
 
+def test_a_broken_array_is_assembled_anew_once_its_legs_are_back(world, leg):
+    world.state = "broken"
+    world.members[leg] = Place.FAULTY
+    world.link["n0"] = False
+    memory, made = planned(world)
+    assert "the kernel takes no more writes" in notes(made)
+    assert kinds(made) == []
+    world.link["n0"] = True
+    assert kinds(planned(world, memory)[1]) == ["Restart"]
+    world.records[0].state = "Missing"
+    world.link["n0"] = False
+    assert kinds(planned(world, memory)[1]) == ["Restart"]
+    world.link["n1"] = False
+    assert kinds(planned(world, memory)[1]) == []
+
+
+def test_a_broken_array_that_another_host_has_too_is_left_alone(world):
+    world.state, world.shared = "broken", True
+    assert kinds(planned(world)[1]) == []
+
+
 def test_of_two_hosts_the_one_that_sees_a_leg_fail_tells(world, leg):
     world.shared = True
     world.records[0].state, world.records[0].freshness = "Missing", "stale"

@@ -197,6 +197,41 @@ def test_all_legs_away_for_a_while(host, run):
     assert len(host.md.read("md127")) == 1
 
 
+def broken(host):
+    """All legs were lost within a moment: one was dropped, md could not write down that it was."""
+    array = host.md.arrays["md127"]
+    host.md.fail("md127", next(iter(array.members)))
+    array.state = "broken"
+    host.md._show(array)
+
+
+def test_an_array_that_is_broken_is_assembled_anew(host, run):
+    run.rounds(2)
+    broken(host)
+    assert run.rounds(1) == ["Restart"]
+    host.settle(3)
+    run.rounds(6)
+    assert host.md.arrays["md127"].state == "clean"
+    assert host.in_sync() == {A, B}
+    assert records(host) == {A: GOOD, B: GOOD}
+    assert host.md.read("md127") == {b"first"}
+    assert run.volume()["state"] == status.GOOD
+
+
+def test_a_broken_array_that_somebody_has_open_is_left_to_him(host, run):
+    run.rounds(2)
+    broken(host)
+    host.md.users.add("md127")
+    assert run.rounds(3).count("Restart") == 2
+    assert run.volume()["state"] == status.BROKEN
+    assert "reboot its server hard" in run.volume()["notes"][0]["text"]
+    assert "did not stop" in run.shown["waiting"][0]["error"]
+    assert len(host.kernel.controllers()) == 2
+    host.md.users.clear()
+    run.rounds(8)
+    assert run.volume()["state"] == status.GOOD
+
+
 def test_a_link_that_flaps(host, run):
     run.rounds(2)
     before = len(host.kernel.controllers())
