@@ -13,6 +13,7 @@ from lab import brick_site, guest_brick
 from lab.controlplane import ControlPlane
 from lab.errors import LabError
 from lab.machine import Machine
+from os_brick_nvmeof.conf import GROUP
 
 UNIT = "kumo-agent"
 CONFIG = "/etc/kumo/agent.conf"
@@ -45,7 +46,13 @@ def drop_in() -> str:
     )
 
 
-def config(url: str, options: Mapping[str, Any]) -> str:
+def section(name: str, settings: Mapping[str, Any]) -> str:
+    """A section of a configuration file."""
+    lines = [f"{option} = {value}" for option, value in settings.items()]
+    return "\n".join([f"[{name}]", *lines]) + "\n"
+
+
+def config(url: str, options: Mapping[str, Any], connector: Mapping[str, Any]) -> str:
     """Text of agent.conf. ``options``: of its section, besides those that it must have."""
     settings = {
         "provisioner_urls": url,
@@ -55,8 +62,7 @@ def config(url: str, options: Mapping[str, Any]) -> str:
         "metrics_port": METRICS_PORT,
         **options,
     }
-    lines = [f"{name} = {value}" for name, value in settings.items()]
-    return "\n".join(["[kumo_agent]", *lines]) + "\n"
+    return section("kumo_agent", settings) + section(GROUP, connector)
 
 
 class Agent:
@@ -66,17 +72,18 @@ class Agent:
         self.machine = machine
         self._plane = plane
 
-    def install(self, **options: Any) -> None:
+    def install(self, connector: Mapping[str, Any] | None = None, **options: Any) -> None:
         """Write configuration, token, authority and unit.
 
-        :param options: of the section ``[kumo_agent]``.
+        :param connector: options of the connector. :param options: of the section
+            ``[kumo_agent]``.
         """
         token = self._plane.kumo(
             *("token", "create", "--role", "storage", "--name", UNIT, "--hours", "24")
         ).stdout.strip()
         unit = (_TOP / "etc/systemd/kumo-agent.service").read_bytes()
         files: dict[str, tuple[bytes, int]] = {
-            CONFIG: (config(self._plane.url, options).encode(), 0o644),
+            CONFIG: (config(self._plane.url, options, connector or {}).encode(), 0o644),
             TOKEN_FILE: (token.encode(), 0o600),
             CA: (self._plane.ca_file.read_bytes(), 0o644),
             f"/etc/systemd/system/{UNIT}.service": (unit, 0o644),
@@ -129,12 +136,14 @@ class Agent:
         return dict(json.loads(self.command("plan", "-f", "json")))
 
     def status(self) -> dict[str, Any]:
-        """What ``kumo-agent status -f json`` shows, read from the file that it shows."""
-        return dict(json.loads(self.machine.run(["cat", _STATUS]).stdout))
+        """What ``kumo-agent status -f json`` shows, read from the file that it shows; nothing is
+        there before the agent's first look."""
+        text = self.machine.run(f"[ ! -e {_STATUS} ] || cat {_STATUS}").stdout
+        return dict(json.loads(text or "{}"))
 
     def volume(self, uuid: str) -> dict[str, Any]:
         """A volume in the status; nothing if the agent does not know it (yet)."""
-        found = [one for one in self.status()["volumes"] if one["uuid"] == uuid]
+        found = [one for one in self.status().get("volumes", []) if one["uuid"] == uuid]
         return dict(found[0]) if found else {}
 
     def wait(self, uuid: str, state: str, timeout: float) -> float:

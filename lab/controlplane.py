@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -198,12 +199,12 @@ class ControlPlane:
         return Client(self, budget)
 
     @contextlib.contextmanager
-    def only(self, name: str) -> Iterator[None]:
-        """Let one storage node alone get new replicas meanwhile."""
+    def only(self, *names: str) -> Iterator[None]:
+        """Let these storage nodes alone get new replicas meanwhile."""
         others = [
             backend["persistentID"]
             for backend in self.kumo_json("backend", "list")
-            if backend["name"] != name
+            if backend["name"] not in names
         ]
         try:
             for other in others:
@@ -216,6 +217,14 @@ class ControlPlane:
     def kill(self) -> None:
         """SIGKILL the provisioner."""
         self.lab.processes.kill(self.PROCESS)
+
+    def freeze(self) -> None:
+        """Let the provisioner stand still: connections to it are made and never answered."""
+        self.lab.processes.send(self.PROCESS, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on."""
+        self.lab.processes.send(self.PROCESS, signal.SIGCONT)
 
     def stop(self) -> None:
         """Stop the provisioner in order."""

@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 LOCKS = "/run/lock/os-brick"
+# Options of the connector, as nova.conf has them; there need not be any.
+CONFIG = "/etc/kumo/brick.conf"
 
 
 def socket_path(edition: str) -> str:
@@ -42,7 +44,8 @@ class Brick:
 
         conf = cfg.CONF
         lockutils.set_defaults(LOCKS)
-        conf([], project="kumo-brick", default_config_files=[])
+        files = [CONFIG] if os.path.exists(CONFIG) else []
+        conf([], project="kumo-brick", default_config_files=files)
         os_brick.setup(conf)
         conf.set_override("lock_path", LOCKS, group="os_brick")
         # This process is root: privileged calls need no helper process.

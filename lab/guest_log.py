@@ -51,3 +51,9 @@ def first(lines: list[Line], pattern: str, since: float = 0.0) -> Line | None:
         if line.time >= since and expression.search(line.text):
             return line
     return None
+
+
+def matching(lines: list[Line], since: float, pattern: str) -> list[Line]:
+    """The messages that match, of those not before ``since``."""
+    expression = re.compile(pattern)
+    return [line for line in lines if line.time >= since and expression.search(line.text)]

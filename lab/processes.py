@@ -236,6 +236,12 @@ class Processes:
                 del records[name]
                 self._write(records)
 
+    def send(self, name: str, sig: int) -> None:
+        """Send a signal to every process of the session; to one that does not run, nothing."""
+        record = self._read().get(name)
+        for pid in self._session(record) if record is not None else ():
+            self._send(pid, sig)
+
     def stop_all(self) -> None:
         """Stop everything, the youngest first; a failure does not keep the rest from being stopped.
 

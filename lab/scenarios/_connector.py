@@ -237,7 +237,8 @@ class Trial:
     def detach(self, attachment: Attachment) -> None:
         """Detach an array of which every leg is in sync, and say so at the provisioner."""
         self.compute.disconnect(attachment)
-        counters = {leg: self.events(attachment.volume, leg) for leg in leg_uuids(attachment)}
+        legs = self.volumes.nodes(attachment.volume)
+        counters = {leg: self.events(attachment.volume, leg) for leg in legs}
         self.volumes.report_clean(attachment.identifier, counters)
         self.compute.forget(attachment)
         self.check_empty()

@@ -39,7 +39,7 @@ class Lost:
 
 def run(ctx: Context) -> None:
     """Kill, return, compare."""
-    ward = Ward(ctx)
+    ward = Ward(ctx, patient=False)
     with ctx.step("a volume of two legs is attached; kumo-agent starts"):
         volume, attachment = ward.admit(_GIB, down_time=60)
         ward.agent.start()

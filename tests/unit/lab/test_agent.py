@@ -39,9 +39,10 @@ class FakeMachine:
             code = int(self.broken)
         elif command.startswith("journalctl"):
             out = "kumo-agent: set lock_path"
-        elif command.startswith("cat /run/kumo-agent"):
+        elif "cat /run/kumo-agent" in command:
             self.clock.now += 1
-            out = json.dumps({"volumes": self.shown.pop(0)})
+            shown = self.shown.pop(0)
+            out = "" if shown is None else json.dumps({"volumes": shown})
         elif "history.json" in command:
             out = self.healed
         elif "metrics" in command:
@@ -110,7 +111,7 @@ def test_stop_kill_and_forget(one, machine):
 
 def test_wait_for_a_state(one, machine):
     bad = {"uuid": "v", "state": "degraded", "legs": [LEG], "notes": [{"text": "no live path"}]}
-    machine.shown = [[], [bad], [bad | {"state": "good"}]]
+    machine.shown = [None, [bad], [bad | {"state": "good"}]]
     assert one.wait("v", "good", 10) == 4.0
     machine.shown = [[bad]] * 9
     with pytest.raises(LabError, match=r"not good .* degraded .11112222 in sync, live.*no live"):

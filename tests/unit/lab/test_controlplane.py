@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+import signal
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -68,6 +69,7 @@ class World:
             tail=lambda name: self.log,
             kill=lambda name: self.stop("SIGKILL"),
             stop=lambda name: self.stop("SIGTERM"),
+            send=lambda name, number: self.starts.append((name, signal.Signals(number).name)),
         )
         self.lab = SimpleNamespace(
             state_dir=directory, netns="kumo-x", storage=self.machines, processes=processes
@@ -269,6 +271,14 @@ def test_one_node_alone_gets_new_replicas(world, plane, screen):
     ]
 
 
+def test_some_nodes_alone_get_new_replicas(world, plane, screen):
+    plane.start(screen)
+    world.words.clear()
+    with plane.only("node-10.77.0.11", "node-10.77.0.12"):
+        pass
+    assert [words for words in world.words if "list" not in words] == []
+
+
 def test_kill_stop_and_start_again(world, plane, screen):
     plane.start_provisioner(screen)
     plane.kill()
@@ -276,6 +286,12 @@ def test_kill_stop_and_start_again(world, plane, screen):
     plane.stop()
     assert [each for each in world.starts if isinstance(each, str)] == ["SIGKILL", "SIGTERM"]
     assert plane.kumo("info", check=False).returncode == 1
+
+
+def test_freeze_and_thaw(world, plane, screen):
+    plane.freeze()
+    plane.thaw()
+    assert world.starts == [("kumo-provisioner", "SIGSTOP"), ("kumo-provisioner", "SIGCONT")]
 
 
 class FakeInside:

@@ -39,3 +39,9 @@ def test_first():
     assert guest_log.first(lines, "a .") == lines[0]
     assert guest_log.first(lines, "a .", 1.5) == lines[1]
     assert guest_log.first(lines, "d") is None
+
+
+def test_matching():
+    lines = [Line(1.0, "a b"), Line(2.0, "a c"), Line(3.0, "d")]
+    assert guest_log.matching(lines, 1.5, "a .") == [lines[1]]
+    assert guest_log.matching(lines, 0.0, "d|b") == [lines[0], lines[2]]

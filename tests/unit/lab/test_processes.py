@@ -187,6 +187,16 @@ def test_a_survivor_of_sigkill_is_an_error_and_stays_on_record(processes, kernel
     assert processes.names() == ["api"]
 
 
+def test_a_signal_reaches_the_whole_session_and_nobody_else(processes, kernel):
+    pid = processes.start("api", ["serve"])
+    worker = kernel.add(session=pid)
+    kernel.add()
+    processes.send("api", signal.SIGSTOP)
+    assert sorted(kernel.signals) == sorted([(pid, signal.SIGSTOP), (worker, signal.SIGSTOP)])
+    processes.send("nobody", signal.SIGSTOP)
+    assert len(kernel.signals) == 2
+
+
 def test_unknown_names_are_stopped_already(processes, kernel):
     processes.stop("api")
     processes.kill("api")
