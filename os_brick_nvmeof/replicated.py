@@ -22,6 +22,7 @@ from os_brick_nvmeof import (
     md,
     stopped,
     sysfs,
+    udev,
     waiting,
 )
 from os_brick_nvmeof import paths as legs
@@ -83,6 +84,12 @@ def _bring_up(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> s
     devices = {one.leg.uuid: one.device for one in outcomes if one.device is not None}
     names = [device.name for device in devices.values()]
     decision = _decide(ctx, volume, outcomes)
+    if isinstance(decision, Assemble):
+        # While mdadm's rules put the legs together, a second mdadm makes neither faster.
+        udev.settle(ctx, names)
+        if volume.shared:
+            # Meanwhile the other host went on.
+            decision = _decide(ctx, volume, outcomes)
     if isinstance(decision, Refuse):
         return _refuse(ctx, volume, names, decision)
     md.check_name(ctx, volume, names)

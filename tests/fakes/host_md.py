@@ -6,7 +6,8 @@ md_update_sb() in drivers/md/md.c has them; arrays are shown in sysfs; mdadm ans
 and with its exit codes (mdadm 4.2, Assemble.c, Create.c, Manage.c, Incremental.c). As Linux before
 6.8 does, it takes a leg whose counter is one behind for good, whatever the others say of it.
 
-With ``udev`` on, each leg with a superblock is given to ``mdadm --incremental`` as it appears.
+With ``udev`` on, each leg with a superblock is given to ``mdadm --incremental`` as it appears, and
+udev's file of the device is written after that.
 """
 
 import dataclasses
@@ -112,6 +113,9 @@ class Md:
     :ivar fails: words of a command -> output; such a command fails once with exit code 1.
     :ivar die_in: the process is killed after that many steps of mdadm; None: never.
     :ivar resynced: names of arrays whose new part was resynchronised after growing.
+    :ivar udev_seconds: what udev takes for a device, by the address of its node; ``None``: of all
+        others.
+    :ivar udev_assembles: udev has mdadm's rules.
     """
 
     def __init__(self, kernel, udev=False):
@@ -127,6 +131,12 @@ class Md:
         self.resynced = []
         self.fill_seconds = 0.2
         self.step_seconds = 0.005
+        self.udev_seconds = {None: 0.004}
+        self.udev_assembles = True
+        self._known = {}
+        if udev:
+            (kernel.root / "run/udev/data").mkdir(parents=True)
+            (kernel.root / "run/udev/control").write_text("")
         kernel.commands["mdadm"] = self.mdadm
         kernel.writers.append((PATTERN, self._attribute))
         kernel.on_arrival.append(self._arrived)
@@ -348,8 +358,21 @@ class Md:
     # udev.
 
     def _arrived(self, device):
-        if self.udev:
-            self.kernel.sim.after(0.004, lambda: self._incremental(device))
+        if not self.udev:
+            return
+        home = self.kernel.root / "sys/class/block" / device
+        number = self._known[device] = (home / "dev").read_text().strip()
+        address = self.kernel._serving(device)[0].options["traddr"]
+        seconds = self.udev_seconds.get(address, self.udev_seconds[None])
+
+        def event():
+            if self._known.get(device) != number:
+                return
+            if self.udev_assembles:
+                self._incremental(device)
+            (self.kernel.root / "run/udev/data" / f"b{number}").write_text("I:123\nG:systemd\n")
+
+        self.kernel.sim.after(seconds, event)
 
     def _incremental(self, device):
         disk = self.kernel.blocks.get(device)
@@ -373,6 +396,8 @@ class Md:
             self._show(array)
 
     def _departed(self, device):
+        number = self._known.pop(device, None)
+        (self.kernel.root / "run/udev/data" / f"b{number}").unlink(missing_ok=True)
         array = self._holder(device)
         if not array:
             return

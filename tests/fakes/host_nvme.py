@@ -111,6 +111,7 @@ class Nvme:
         self.arrive_seconds = 0.002
         self.leave_seconds = 0.005
         self.ever = 0
+        self._disks = 0
         root = kernel.root
         for path in (FABRICS, SUBSYSTEMS, "sys/class/nvme", "sys/class/block", "sys/block", "dev"):
             (root / path).mkdir(parents=True)
@@ -295,7 +296,9 @@ class Nvme:
     # Files.
 
     def _disk(self, home, name, volume):
+        self._disks += 1
         own = {
+            "dev": f"259:{self._disks}",
             "uuid": volume.uuid,
             "nsid": str(volume.nsid),
             "wwid": f"uuid.{volume.uuid}",
