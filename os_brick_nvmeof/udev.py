@@ -36,7 +36,8 @@ def settle(ctx: Context, names: Collection[str]) -> bool:
     :returns: False when it was waited for in vain.
     """
     root = ctx.host.root
-    if not os.path.exists(f"{root}/{CONTROL}"):
+    if not (os.path.exists(f"{root}/{CONTROL}") and os.path.isdir(f"{root}/{DATA}")):
+        # Neither here nor in a container that does not see the host's.
         return True
     left = list(names)
 
