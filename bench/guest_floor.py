@@ -63,6 +63,21 @@ def _run(*argv: str) -> None:
         raise RuntimeError(f"{' '.join(argv)}: code {done.returncode}: {done.stderr.strip()}")
 
 
+def _array_of(devices: list[str]) -> str:
+    """Name of the array that holds the first leg; "" if none does."""
+    holders = Path(f"/sys/block/{Path(devices[0]).name}/holders")
+    return next((path.name for path in holders.glob("md*")), "")
+
+
+def _whole(array: str) -> bool:
+    """Whether an array runs with all its legs."""
+    md = Path(f"/sys/block/{array}/md")
+    with contextlib.suppress(OSError):  # it may go away at this moment
+        state = (md / "array_state").read_text().strip()
+        return state not in ("clear", "inactive") and int((md / "degraded").read_text()) == 0
+    return False
+
+
 class Raw:
     """nvme-cli and mdadm."""
 
@@ -88,16 +103,24 @@ class Raw:
         return path
 
     def _assemble(self, path: str, devices: list[str]) -> None:
-        """Assemble; udev's own assembly of the same legs can be in the way for a moment."""
+        """Let udev put the legs together, and assemble what it did not.
+
+        Started at once, mdadm and udev's mdadm take the legs from each other.
+        """
         deadline = time.monotonic() + _READY_SECONDS
         while True:
+            _run("udevadm", "settle", f"--timeout={_READY_SECONDS:.0f}")
+            array = _array_of(devices)
+            if array and _whole(array):
+                return
             try:
-                _run("mdadm", "--assemble", "--run", path, *devices)
+                if array:
+                    _run("mdadm", "--stop", f"/dev/{array}")
+                _run("mdadm", "--assemble", path, *devices)
                 return
             except RuntimeError:
                 if time.monotonic() > deadline:
                     raise
-            time.sleep(_POLL_SECONDS)
 
     def disconnect(self, data: dict[str, Any]) -> None:
         """Detach."""
