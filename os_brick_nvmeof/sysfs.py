@@ -13,6 +13,7 @@ means that nothing is known.
 from __future__ import annotations
 
 import errno
+import functools
 import ipaddress
 import os
 import pathlib
@@ -108,10 +109,16 @@ def names(path: str | os.PathLike[str]) -> list[str]:
 
 def same_address(one: str, other: str) -> bool:
     """Whether two texts are the same address: IPv6 can be written in several ways."""
+    return one == other or _address(one) == _address(other)
+
+
+@functools.lru_cache(1024)
+def _address(text: str) -> object:
+    """What an address means; the text itself where it is none."""
     try:
-        return ipaddress.ip_address(one.strip("[]")) == ipaddress.ip_address(other.strip("[]"))
+        return ipaddress.ip_address(text.strip("[]"))
     except ValueError:
-        return one == other
+        return text
 
 
 class Subsystem(NamedTuple):
@@ -162,6 +169,15 @@ def controllers(root: pathlib.Path, nqn: str = "") -> list[Controller]:
     """
     found = (controller(root, name, nqn) for name in names(f"{root}/{CONTROLLERS}"))
     return [each for each in found if each]
+
+
+def states(root: pathlib.Path) -> dict[str, str]:
+    """States of the controllers of fabrics, by name.
+
+    :raises OSError: when the kernel could not tell.
+    """
+    found = ((name, state(root, name)) for name in names(f"{root}/{CONTROLLERS}"))
+    return {name: now for name, now in found if now and _CONTROLLER.fullmatch(name)}
 
 
 def controller(root: pathlib.Path, name: str, nqn: str = "") -> Controller | None:

@@ -171,7 +171,7 @@ def _path(controllers: Iterable[Controller] | None) -> Path:
 
 
 def _namespace(leg: Leg, seen: Seen) -> Namespace | None:
-    found = [one for one in seen.namespaces or () if (one.uuid, one.nqn) == (leg.uuid, leg.nqn)]
+    found = seen.named.get((leg.uuid, leg.nqn), [])
     return found[0] if len(found) == 1 else None
 
 

@@ -163,15 +163,18 @@ class Agent:
             wanted = dataclasses.replace(self.wanted, stale=True)
         self._note_away(problem)
         with self._lock:
-            news = (wanted.volumes, wanted.nodes) != (self.wanted.volumes, self.wanted.nodes)
-            self.wanted = wanted
+            before, self.wanted = self.wanted, wanted
+            # What was said or asked for is judged by an answer from after that.
+            waiting = bool(self.memory.told or self.memory.asked)
+        news = (wanted.volumes, wanted.nodes) != (before.volumes, before.nodes)
         self.metrics.pulls.labels("away" if problem else "ok").inc()
         if not problem:
             self.messages.again()
             self.last_words.send(wanted)
         if news and not problem:
             self._save(lambda: self.store.save_wanted(wanted), "the provisioner's answer")
-        self.wake.set()
+        if waiting or dataclasses.replace(before, time=wanted.time) != wanted:
+            self.wake.set()
         return not problem
 
     def _note_away(self, problem: str) -> None:

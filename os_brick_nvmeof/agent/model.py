@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 from collections.abc import Mapping
 
 from os_brick_nvmeof import sysfs
@@ -198,6 +199,14 @@ class Seen:
     multipath: bool = True
     probed: Mapping[Portal, Probed] = dataclasses.field(default_factory=dict)
 
+    @functools.cached_property
+    def named(self) -> Mapping[tuple[str, str], list[Namespace]]:
+        """Namespaces by UUID and subsystem: there are as many as legs of volumes."""
+        found: dict[tuple[str, str], list[Namespace]] = {}
+        for one in self.namespaces or ():
+            found.setdefault((one.uuid, one.nqn), []).append(one)
+        return found
+
 
 # -- wanted -------------------------------------------------------------------------------------
 
@@ -208,7 +217,8 @@ class Leg:
 
     :ivar node: id of its node. :ivar nqn: of the subsystem for this host; "" when there is none.
     :ivar freshness: "fresh", "stale", "blank"; "" when the provisioner does not say.
-    :ivar since: when it got its state.
+    :ivar since: when it got its state; takes no part in comparisons, as each answer tells how long
+        ago that was, and so another moment.
     :ivar replaces: uuid of the leg that goes when this one is in sync.
     """
 
@@ -219,7 +229,7 @@ class Leg:
     state: str = AVAILABLE
     freshness: str = ""
     events: int = 0
-    since: float = 0.0
+    since: float = dataclasses.field(default=0.0, compare=False)
     replaces: str = ""
 
 

@@ -61,8 +61,7 @@ class Observer:
 
     def states(self) -> dict[str, str]:
         """States of all controllers: a glance that costs little."""
-        found = _attempt(lambda: sysfs.controllers(self._root), "controllers")
-        return {one.name: one.state for one in found or ()}
+        return _attempt(lambda: sysfs.states(self._root), "controllers") or {}
 
     def io(self, names: Iterable[str]) -> tuple[frozenset[str], int, int] | None:
         """Those controllers that are live, and their I/O: completed ever, and under way.
@@ -132,9 +131,9 @@ class Observer:
 
     def _time_outs(self, name: str) -> TimeOuts | None:
         """None on kernels that do not show all of them (before 5.11)."""
-        path = self._root / sysfs.CONTROLLERS / name
+        path = f"{self._root}/{sysfs.CONTROLLERS}/{name}"
         names = ("reconnect_delay", "fast_io_fail_tmo", "ctrl_loss_tmo")
-        texts = [sysfs.read(path / attribute) for attribute in names]
+        texts = [sysfs.read(f"{path}/{attribute}") for attribute in names]
         try:
             delay, fail, loss = (-1 if text == _NEVER else int(text or "") for text in texts)
         except ValueError:
@@ -151,7 +150,7 @@ class Observer:
 
     def _written(self, name: str) -> int:
         """Bytes written to a device since it is there (Documentation/block/stat.rst, field 7)."""
-        fields = (sysfs.read(self._root / sysfs.BLOCK / name / "stat") or "").split()
+        fields = (sysfs.read(f"{self._root}/{sysfs.BLOCK}/{name}/stat") or "").split()
         return int(fields[6]) * sysfs.SECTOR if len(fields) > 6 else 0
 
     # -- md ---------------------------------------------------------------------------------------
@@ -167,7 +166,7 @@ class Observer:
         return tuple(found)
 
     def _md(self, name: str, attribute: str) -> str:
-        return sysfs.read(self._root / sysfs.BLOCK / name / "md" / attribute) or ""
+        return sysfs.read(f"{self._root}/{sysfs.BLOCK}/{name}/md/{attribute}") or ""
 
     def _array(self, one: arrays.Array, reached: set[str]) -> Array:
         members = tuple(
@@ -195,8 +194,8 @@ class Observer:
     def _uuid(self, array: str, device: str) -> str:
         """UUID of the namespace of a member. The name alone may be another device's by now, so the
         link that md has is followed; it leads nowhere when the device is gone."""
-        path = self._root / sysfs.BLOCK / array / "md" / f"dev-{device}" / "block"
-        return (sysfs.read(path / "uuid") or "").lower()
+        path = f"{self._root}/{sysfs.BLOCK}/{array}/md/dev-{device}/block"
+        return (sysfs.read(f"{path}/uuid") or "").lower()
 
     def _tell(
         self, one: arrays.Array, members: tuple[Member, ...], reached: set[str]

@@ -39,6 +39,8 @@ SUSPECT = 2
 # Seconds for which an answer is waited for, and sockets of a portal that wait at the same time.
 PATIENCE = 5.0
 MOST = 16
+# Seconds in which the answers of portals that are well are gathered, to be taken at once.
+GATHER = 0.02
 # A portal that is silent for so many seconds is asked each so many.
 LONG, SELDOM = 10.0, 5.0
 _LINGER = struct.pack("ii", 1, 0)
@@ -182,8 +184,10 @@ class Probes:
                 self.tick()
                 end = self._clock() + self._interval
                 while not self._stopped.is_set() and (left := end - self._clock()) > 0:
-                    if not self.hear(left):
-                        self._stopped.wait(min(left, end - self._clock()))
+                    if self._keys and not self._doubt:
+                        self._stopped.wait(min(left, GATHER))
+                    if not self.hear(max(0.0, end - self._clock())):
+                        self._stopped.wait(max(0.0, end - self._clock()))
             except Exception:
                 # Nobody would miss the thread, and the kernel's time-outs are left.
                 LOG.exception("A defect of the probes")
@@ -201,6 +205,11 @@ class Probes:
                 del state.waiting[key]
                 self._judge(state, problem)
         return True
+
+    @property
+    def _doubt(self) -> bool:
+        """Whether some portal is looked at closely."""
+        return any(state.unanswered >= SUSPECT for state in self._states.values())
 
     def _judge(self, state: _State, problem: int) -> None:
         if problem in ANSWERS:

@@ -46,6 +46,7 @@ def test_controllers(kernel):
     assert sysfs.controller(root, "power") is None
     assert sysfs.controller(root, "nvme2", NQN) is None
     assert (sysfs.state(root, "nvme0"), sysfs.state(root, "nvme9")) == ("live", "")
+    assert sysfs.states(root) == {each.name: each.state for each in sysfs.controllers(root)}
 
 
 def test_namespaces(kernel):

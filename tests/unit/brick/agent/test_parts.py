@@ -344,6 +344,40 @@ def test_the_threads_that_ask_go_on_after_a_failure(tmp_path, caplog):
     assert "A defect of thread" in caplog.text
 
 
+def test_an_answer_like_the_last_one_wakes_nobody(tmp_path):
+    host = Host(tmp_path)
+    agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS)
+
+    def woken():
+        agent.wake.clear()
+        agent.pull()
+        return agent.wake.is_set()
+
+    assert woken()
+    saved = (tmp_path / "state/wanted.json").stat().st_mtime_ns
+    assert not woken()
+    assert (tmp_path / "state/wanted.json").stat().st_mtime_ns == saved
+    host.storage.tasks["t"] = model.Task("t", model.MIGRATION, model.IDLE, "", 0.0, {})
+    assert woken()
+    host.storage.records[0].state = "Missing"
+    assert woken()
+    assert not woken()
+    host.storage.away = True
+    assert woken()
+    assert not woken()
+    host.storage.away = False
+    assert woken()
+    # Whether it has what it was told, the answer alone tells.
+    agent.memory = dataclasses.replace(agent.memory, told={"v": model.Told(1.0, {})})
+    assert woken()
+
+
+def test_how_long_ago_a_leg_got_its_state_is_no_news():
+    leg = model.Leg("l", "n1", "nqn.1", (), since=1.0)
+    assert leg == dataclasses.replace(leg, since=1.001)
+    assert leg != dataclasses.replace(leg, state="Missing")
+
+
 def test_events_lead_to_a_question(tmp_path):
     host = Host(tmp_path)
     agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS)

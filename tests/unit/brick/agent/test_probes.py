@@ -154,6 +154,50 @@ def test_a_thread_that_stood_still_knows_nothing(asking):
     assert asking.probes.seen() == {}
 
 
+class Stop:
+    """The event that ends the thread: after so many turns. Time passes by waiting alone."""
+
+    def __init__(self, now, seconds):
+        self.now, self.end, self.waits = now, now() + seconds, []
+
+    def is_set(self):
+        return self.now() >= self.end
+
+    def wait(self, seconds):
+        self.waits.append(round(seconds, 3))
+        self.now.pass_by(max(seconds, 0.001))
+
+
+def turns(asking, seconds):
+    """Run the thread's work for a while; gives how it waited, beside waiting for answers."""
+    ready = asking.net.ready
+
+    def wait(longest):
+        found = ready(longest)
+        if not found:
+            asking.now.pass_by(longest)
+        return found
+
+    asking.net.ready = wait
+    asking.probes._stopped = Stop(asking.now, seconds)
+    asking.probes.run()
+    asking.net.ready = ready
+    return asking.probes._stopped.waits
+
+
+def test_the_answers_of_portals_that_are_well_are_taken_together(asking):
+    assert turns(asking, 1.5) == [probes.GATHER, 0.48] * 3
+    assert asking.ended == ["answered"] * 6
+
+
+def test_what_is_in_doubt_is_heard_at_once(asking):
+    asking.net.delay[THERE] = None
+    turns(asking, 1.5)
+    assert asking.probes.seen()[THERE].unanswered == 3
+    # Nothing is gathered any more: each wait is one for an answer.
+    assert turns(asking, 1.0) == []
+
+
 def test_the_thread_survives_a_defect_and_ends_when_it_is_told(caplog):
     ticks = threading.Semaphore(0)
     asked = probes.Probes(0.01, lambda _: None, lambda: None, net=Net(Now()))
