@@ -37,6 +37,8 @@ MULTIPATH = "sys/module/nvme_core/parameters/multipath"
 # Seconds for which what a superblock says of its array is good while no member changes.
 KEPT = 60.0
 _NEVER = "off"
+# As md/sync_action says it.
+_IDLE = "idle"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Observer:
         """
         nqns = {leg.nqn for volume in wanted.volumes for leg in volume.legs if leg.nqn}
         controllers = _attempt(lambda: self._controllers(nqns), "controllers")
-        namespaces = _attempt(lambda: self._namespaces(nqns), "namespaces")
+        namespaces = _attempt(lambda: self._namespaces(nqns, controllers), "namespaces")
         live = {one.nqn for one in controllers or () if one.state == LIVE}
         reached = {one.name for one in namespaces or () if one.nqn in live and reading}
         found = _attempt(lambda: self._arrays(reached), "arrays")
@@ -141,12 +143,20 @@ class Observer:
         # The keep-alive cannot be changed and is not compared.
         return TimeOuts(keep_alive=0, reconnect_delay=delay, fast_io_fail=fail, ctrl_loss=loss)
 
-    def _namespaces(self, nqns: Iterable[str]) -> tuple[Namespace, ...]:
-        return tuple(
-            Namespace(one.name, one.uuid, one.nqn, one.size, self._written(one.name))
-            for nqn in sorted(nqns)
-            for one in sysfs.namespaces(self._root, nqn)
-        )
+    def _namespaces(
+        self, nqns: Iterable[str], controllers: Iterable[Controller] | None
+    ) -> tuple[Namespace, ...]:
+        """:param controllers: those that were seen just now; None: look at all."""
+        found = []
+        for nqn in sorted(nqns):
+            names = [one.name for one in controllers or () if one.nqn == nqn]
+            if controllers is None or names:
+                seen = sysfs.subsystem(self._root, nqn, names)
+                for device, uuid in sorted(seen.uuids.items()):
+                    size = sysfs.size(self._root, device)
+                    if size is not None:
+                        found.append(Namespace(device, uuid, nqn, size, self._written(device)))
+        return tuple(found)
 
     def _written(self, name: str) -> int:
         """Bytes written to a device since it is there (Documentation/block/stat.rst, field 7)."""
@@ -173,7 +183,10 @@ class Observer:
             Member(each.name, self._uuid(one.name, each.name), _place(each)) for each in one.members
         )
         told = self._tell(one, members, reached)
-        done, _, total = self._md(one.name, "sync_completed").partition("/")
+        action = self._md(one.name, "sync_action")
+        # An idle array has nothing to say of it, and there are many.
+        idle = action == _IDLE
+        done, _, total = ("" if idle else self._md(one.name, "sync_completed")).partition("/")
         running = total.strip().isdigit() and done.strip().isdigit()
         return Array(
             name=one.name,
@@ -182,10 +195,10 @@ class Observer:
             state=one.state,
             slots=one.places,
             members=members,
-            action=self._md(one.name, "sync_action"),
+            action=action,
             done=int(done) if running else 0,
             total=int(total) if running else 0,
-            speed=_number(self._md(one.name, "sync_speed")) or 0,
+            speed=0 if idle else _number(self._md(one.name, "sync_speed")) or 0,
             speed_min=_number(self._md(one.name, "sync_speed_min")),
             speed_max=_number(self._md(one.name, "sync_speed_max")),
             events=told.events if told else 0,

@@ -22,6 +22,9 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
     views = [judge.view(volume, seen, memory) for volume in wanted.volumes]
     lost, dead = dict(memory.lost), dict(memory.dead)
     members = dict(memory.members)
+    kept: dict[str, list[str]] = {}
+    for key in members:
+        kept.setdefault(key.partition("/")[0], []).append(key)
     for one in views:
         for leg in one.legs:
             if one.attached and leg.path is not judge.Path.UNKNOWN:
@@ -29,7 +32,7 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
             if leg.place is not judge.Place.UNKNOWN:
                 _since(lost, leg.uuid, leg.lost, now)
         if one.array is not None and one.array.members is not None:
-            _note_members(members, one)
+            _note_members(members, one, kept.get(one.array.uuid, []))
     known = {leg.uuid for volume in wanted.volumes for leg in volume.legs}
     # What failed while a leg could not be reached is tried at once when it can.
     back = memory.dead.keys() - dead.keys()
@@ -67,13 +70,16 @@ def _only(times: Mapping[str, float], known: set[str]) -> dict[str, float]:
     return {key: value for key, value in times.items() if key in known}
 
 
-def _note_members(members: dict[str, str], one: judge.View) -> None:
-    """Keep the devices that are gone, forget those that left the array."""
+def _note_members(members: dict[str, str], one: judge.View, kept: Iterable[str]) -> None:
+    """Keep the devices that are gone, forget those that left the array.
+
+    :param kept: what is known of this array.
+    """
     assert one.array is not None  # noqa: S101
     here = {f"{one.array.uuid}/{member.device}": member.uuid for member in one.array.members or ()}
-    for key in [key for key in members if key.startswith(f"{one.array.uuid}/")]:
+    for key in kept:
         if key not in here:
-            del members[key]
+            members.pop(key, None)
     members.update({key: uuid for key, uuid in here.items() if uuid})
 
 
