@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Callable
 from typing import Any
 
 import sqlalchemy
@@ -74,12 +75,15 @@ def _sqlite(url: URL) -> Engines:
     if url.database in (None, "", ":memory:"):
         raise errors.ConfigError("[database] connection: an SQLite database needs a file")
     # Each connection has a page cache of its own (2 MiB), so the same few are used again.
-    engine = sqlalchemy.create_engine(
+    reading = sqlalchemy.create_engine(
         url, pool_size=12, max_overflow=68, pool_timeout=20, pool_use_lifo=True
     )
-    event.listen(engine, "connect", _on_sqlite_connect)
-    event.listen(engine, "begin", _on_sqlite_begin)
-    return Engines(engine, engine.execution_options(kumo_write=True), None)
+    event.listen(reading, "connect", _on_sqlite_connect)
+    writing = sqlalchemy.create_engine(url, pool=reading.pool)
+    # Not the event "begin": each statement of an engine with listeners is more work.
+    for engine, text in ((reading, "BEGIN"), (writing, "BEGIN IMMEDIATE")):
+        engine.dialect.do_begin = _begin_by(text)  # type: ignore[assignment]
+    return Engines(reading, writing, None)
 
 
 def _server(url: URL, connections: int) -> Engines:
@@ -165,6 +169,8 @@ def _on_sqlite_connect(connection: Any, _record: Any) -> None:
     cursor.close()
 
 
-def _on_sqlite_begin(connection: Any) -> None:
-    writing = connection.get_execution_options().get("kumo_write", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writing else "BEGIN")
+def _begin_by(text: str) -> Callable[[Any], None]:
+    def begin(connection: Any) -> None:
+        connection.cursor().execute(text).close()
+
+    return begin
