@@ -94,6 +94,7 @@ class Session:
         self._http.verify = endpoint.verify_setting(ca_file)
         self._http.cert = client_cert
         self._http.headers.update({"User-Agent": user_agent, "Accept": "application/json"})
+        self._headers = {name: str(value) for name, value in self._http.headers.items()}
         for scheme in ("https://", "http://"):
             self._http.mount(
                 scheme,
@@ -193,8 +194,8 @@ class Session:
         """
         prepared = requests.PreparedRequest()
         prepared.method, prepared.url = method, self._base(url) + target
-        common = {name: str(value) for name, value in self._http.headers.items()}
-        prepared.headers = requests.structures.CaseInsensitiveDict(common | headers)
+        # Their names are all ours, so a plain dict does.
+        prepared.headers = self._headers | headers  # type: ignore[assignment]
         if body is not None:
             prepared.headers["Content-Type"] = answer.JSON
         if body is not None or method not in ("GET", "HEAD"):

@@ -130,7 +130,7 @@ class Nodes:
         found = self._transports.get(address)
         if found is None:
             found = self._transports[address] = transport.SharedTls(
-                self._tls, pool_connections=len(address.ips), pool_maxsize=8
+                self._tls, addresses=len(address.ips)
             )
         return found
 
