@@ -8,11 +8,12 @@ they are ours until it has ended.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import Select, and_, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from kumo_client import errors
@@ -21,15 +22,18 @@ from kumo_provisioner.db import models
 # Token by name.
 HELD: ContextVar[dict[str, str] | None] = ContextVar("kumo_leases", default=None)
 
-# Made once: making it takes longer than running it.
-_STILL_OURS = (
-    select(models.Lease.name)
-    .where(
-        models.Lease.name.in_(bindparam("names", expanding=True)),
-        models.Lease.token.in_(bindparam("tokens", expanding=True)),
+
+# Made once for each number of leases: making it takes longer than running it.
+@functools.cache
+def _still_ours(count: int) -> Select[str]:
+    ours = (
+        and_(
+            models.Lease.name == bindparam(f"name{number}"),
+            models.Lease.token == bindparam(f"token{number}"),
+        )
+        for number in range(count)
     )
-    .with_for_update(read=True)
-)
+    return select(models.Lease.name).where(or_(*ours)).with_for_update(read=True)
 
 
 class LeaseLostError(errors.BusyError):
@@ -60,7 +64,10 @@ def check(session: Session) -> None:
     held = HELD.get()
     if not held:
         return
-    values = {"names": sorted(held), "tokens": sorted(set(held.values()))}
-    found = set(session.connection().execute(_STILL_OURS, values).scalars())
+    values: dict[str, str] = {}
+    for number, (name, token) in enumerate(sorted(held.items())):
+        values |= {f"name{number}": name, f"token{number}": token}
+    rows = session.connection().execute(_still_ours(len(held)), values).all()
+    found = {name for (name,) in rows}
     if found != held.keys():
         raise lost(", ".join(sorted(held.keys() - found)))

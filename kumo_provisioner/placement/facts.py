@@ -47,7 +47,7 @@ class Candidate(NamedTuple):
     iops: int = 0
     bw: int = 0
     used_at: int = 0
-    mgmt_ips: Sequence[str] = ()
+    mgmt_ips: str = "[]"
     mgmt_port: int = 0
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid as uuidlib
 from collections.abc import Hashable, Iterable
 from typing import Any, NamedTuple, cast
@@ -27,6 +28,8 @@ ROUNDING = 1e-9
 FIRST = 4
 _VOLUMES = cast(Table, models.Volume.__table__)
 _REPLICAS = cast(Table, models.Replica.__table__)
+# Made once: making a statement takes a good part of running it.
+_INSERT_VOLUME, _INSERT_REPLICA = _VOLUMES.insert(), _REPLICAS.insert()
 
 
 def rules(conf: cfg.ConfigOpts) -> Rules:
@@ -43,14 +46,21 @@ def rules(conf: cfg.ConfigOpts) -> Rules:
 
 
 def ask_for(
-    core: Core, volume: models.Volume, *, replicas: int | None = None, size: int | None = None
+    core: Core,
+    volume: models.Volume,
+    *,
+    replicas: int | None = None,
+    size: int | None = None,
+    asked: StorageClass | None = None,
 ) -> Ask:
     """What to ask for more replicas of a volume: those of its storage class, charges included.
 
     :param replicas: how many; unset: those that the volume was asked with.
     :param size: bytes of each; unset: as its capacity needs.
+    :param asked: its storage class, if that is at hand.
     """
-    asked = StorageClass.model_validate(volume.storage_class)
+    if asked is None:
+        asked = StorageClass.model_validate(volume.storage_class)
     if size is None:
         size = naming.replica_bytes(volume.capacity, volume.num_replicas)
     iops, bw = capacity.guarantee(asked, max(volume.capacity, volume.wanted_capacity))
@@ -179,14 +189,14 @@ def record(session: Session, volume: models.Volume) -> None:
     """Insert a new volume and its replicas, whose objects stay outside of the session: that takes
     a part of the time."""
     connection = session.connection()
-    connection.execute(_VOLUMES.insert(), _values(volume, _VOLUMES))
+    connection.execute(_INSERT_VOLUME, _values(volume, _VOLUMES))
     rows = [_values(one, _REPLICAS) | {"volume_id": volume.uuid} for one in volume.replicas]
-    connection.execute(_REPLICAS.insert(), rows)
+    connection.execute(_INSERT_REPLICA, rows)
 
 
 def address(spot: Candidate) -> Address:
     """Where the node of a chosen pool answers."""
-    return Address(spot.backend_id, tuple(spot.mgmt_ips), spot.mgmt_port)
+    return Address(spot.backend_id, tuple(json.loads(spot.mgmt_ips)), spot.mgmt_port)
 
 
 def _values(row: models.Base, table: Table) -> dict[str, Any]:
@@ -199,16 +209,22 @@ def replica_spec(
     *,
     source: ReplicaSource | None = None,
     array: ArrayIdentity | None = None,
+    asked: StorageClass | None = None,
 ) -> ReplicaSpec:
-    """What the node of a replica is told to make."""
-    caps = capacity.limits(StorageClass.model_validate(volume.storage_class), volume.capacity)
+    """What the node of a replica is told to make.
+
+    :param asked: the storage class of the volume, if that is at hand.
+    """
+    if asked is None:
+        asked = StorageClass.model_validate(volume.storage_class)
+    capped = asked.max_iops_per_gb or asked.max_bw_per_gb
     return ReplicaSpec(
         volume_id=volume.uuid,
         bytes=replica.bytes,
         pool=replica.pool or None,
         source=source,
         array=array,
-        limits=caps if caps.max_iops or caps.max_bw else None,
+        limits=capacity.limits(asked, volume.capacity) if capped else None,
     )
 
 

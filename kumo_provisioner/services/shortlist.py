@@ -19,13 +19,16 @@ from sqlalchemy import (
     Float,
     Integer,
     Select,
+    String,
     Table,
+    Text,
     bindparam,
     case,
     or_,
     select,
     type_coerce,
 )
+from sqlalchemy import cast as sql_cast
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session
 from sqlalchemy.sql.functions import FunctionElement
@@ -70,14 +73,20 @@ _COLUMNS = (
     _POOL.iops,
     _POOL.bw,
     _POOL.used_at,
-    _NODE.mgmt_ips,
+    # As its text: only that of a chosen node is ever read.
+    sql_cast(_NODE.mgmt_ips, Text),
     _NODE.mgmt_port,
 )
 _FLEET = _POOL_TABLE.join(_NODE_TABLE)
 _ALL = select(*_COLUMNS).select_from(_FLEET)
 
 
-_SOME = _ALL.where(_NODE.persistent_id.in_(bindparam("ids", expanding=True)))
+@functools.cache
+def _some(count: int) -> Select[Any]:
+    """The pools of so many nodes: ``id0``, ``id1`` and so on. With a single parameter for all of
+    them the statement would be completed anew each time."""
+    ids = [bindparam(f"id{number}", type_=String()) for number in range(count)]
+    return _ALL.where(_NODE.persistent_id.in_(ids))
 
 
 def candidates(session: Session, backend_ids: Sequence[str] | None = None) -> list[Candidate]:
@@ -86,7 +95,8 @@ def candidates(session: Session, backend_ids: Sequence[str] | None = None) -> li
     if backend_ids is None:
         found = connection.execute(_ALL)
     else:
-        found = connection.execute(_SOME, {"ids": list(backend_ids)})
+        ids = {f"id{number}": one for number, one in enumerate(backend_ids)}
+        found = connection.execute(_some(len(ids)), ids)
     # At once: row by row takes longer than all the rest.
     return list(map(Candidate._make, found.all()))
 

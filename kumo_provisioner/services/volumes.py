@@ -154,7 +154,7 @@ def _intend(
 ) -> tuple[models.Volume, dict[str, Call[Any]]]:
     make_room(session, tenant, uuid, request.alias)
     volume = _row(tenant, uuid, request)
-    calls = _place(core, session, volume)
+    calls = _place(core, session, volume, request.storage_class)
     placing.record(session, volume)
     tenants.take(session, volume)
     return volume, calls
@@ -201,15 +201,17 @@ def _row(tenant: str, uuid: str, request: wire.VolumeCreate) -> models.Volume:
     )
 
 
-def _place(core: Core, session: Session, volume: models.Volume) -> dict[str, Call[Any]]:
+def _place(
+    core: Core, session: Session, volume: models.Volume, asked: wire.StorageClass
+) -> dict[str, Call[Any]]:
     size = naming.replica_bytes(volume.capacity, volume.num_replicas)
-    ask = placing.ask_for(core, volume, size=size)
+    ask = placing.ask_for(core, volume, size=size, asked=asked)
     calls = {}
     spots = placing.choose(core, session, ask)
     for spot in sorted(spots):
         replica = placing.add_replica(session, volume, spot.backend_id, spot.pool, size, ask)
         replica.position = spots.index(spot)
-        spec = placing.replica_spec(volume, replica)
+        spec = placing.replica_spec(volume, replica, asked=asked)
         calls[replica.uuid] = building.put_replica(placing.address(spot), replica.uuid, spec)
     return calls
 

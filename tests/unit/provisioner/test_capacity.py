@@ -267,7 +267,7 @@ def test_the_shortlist_of_the_database_changes_nothing(core, fleet, ask, rules):
     patch.setattr(shortlist, "POOLS", 3)
     with patch.context(), core.db.read() as session:
         whole = shortlist.candidates(session)
-        told = [one._replace(mgmt_ips=(), mgmt_port=0) for one in whole]
+        told = [one._replace(mgmt_ips="[]", mgmt_port=0) for one in whole]
         assert sorted(told) == sorted(fleet)
         try:
             wanted = placement.place(whole, ask, rules)
