@@ -38,21 +38,22 @@ from kumo_provisioner.routes import (
 from kumo_provisioner.services.info import version
 from kumo_provisioner.worker import Worker
 
+# A request is compared with one router after the other, so the busiest ones come first.
 ROUTES = (
     health,
+    volumes,
+    publish,
+    events,
+    replicas,
     metrics,
     info,
     backends,
     tenants,
-    volumes,
     live,
     snapshots,
     hosts,
-    publish,
     targets,
-    replicas,
     tasks,
-    events,
     legacy,
     reconcile,
     garbage,
