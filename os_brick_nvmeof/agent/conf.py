@@ -82,7 +82,7 @@ _HOST = [
 _ROUNDS = [
     cfg.FloatOpt(
         "look_interval",
-        default=20.0,
+        default=30.0,
         min=0.5,
         help="Seconds between two looks at this host when nothing happens. Events of the kernel "
         "and of the provisioner lead to one at once.",

@@ -103,7 +103,7 @@ def find_array(volume: Volume, seen: Seen) -> Array | None:
     only if all are that can be told. Two that would do are none.
     """
     arrays = seen.arrays or ()
-    found = [one for one in arrays if one.uuid == volume.uuid]
+    found = seen.by_uuid.get(volume.uuid, [])
     # What udev makes of a leg that comes back may have the same name and never start.
     found = [one for one in found if one.running] or found
     if len(found) == 1 and _strangers(volume, found[0]) and not _known(volume, found[0]):

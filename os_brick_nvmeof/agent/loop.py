@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from oslo_log import log
@@ -39,7 +40,7 @@ from os_brick_nvmeof.agent.history import History
 from os_brick_nvmeof.agent.lastwords import LastWords
 from os_brick_nvmeof.agent.messages import Messages
 from os_brick_nvmeof.agent.metrics import Metrics
-from os_brick_nvmeof.agent.model import Limits, Memory, Place, Seen, Wanted
+from os_brick_nvmeof.agent.model import Limits, Place, Seen
 from os_brick_nvmeof.agent.observe import Observer
 from os_brick_nvmeof.agent.probes import Probes
 from os_brick_nvmeof.agent.round import Round
@@ -131,6 +132,8 @@ class Agent:
         self.seen: Seen | None = None
         self._publish, self._guard, self._clock = publish, guard, clock
         self._lock = threading.RLock()
+        # Taken before the other one, by who writes the memory down.
+        self._writing = threading.Lock()
         self._busy: set[str] = set()
         # Queues whose work has ended since the last round began.
         self._ended: set[str] = set()
@@ -192,6 +195,13 @@ class Agent:
             return False
         return True
 
+    def _save_memory(self, what: str) -> bool:
+        """Write the memory down as it is now: whoever comes last must not write the older one."""
+        with self._writing:
+            with self._lock:
+                memory = self.memory
+            return self._save(lambda: self.store.save_memory(memory), what)
+
     # -- rounds -----------------------------------------------------------------------------------
 
     def round(self) -> plan.Plan:
@@ -208,11 +218,11 @@ class Agent:
         if self.last_words.news():
             self.ask.set()
         self._tell_network(made.network)
-        self._follow(wanted, seen, memory, now)
+        self._follow(made.views, now)
         if (memory.lost, memory.asked) != (before.lost, before.asked):
-            self._save(lambda: self.store.save_memory(memory), "the memory")
+            self._save_memory("the memory")
         with self._lock:
-            shown = status.make(wanted, seen, memory, made, now, self.last, self.history)
+            shown = status.make(wanted, memory, made, now, self.last, self.history)
         self.metrics.note(shown)
         self.metrics.silent.set(sum(one.unanswered > 1 for one in self.probes.seen().values()))
         self._save(lambda: self._publish(shown), "the status")
@@ -225,8 +235,7 @@ class Agent:
             LOG.info("It is not the network any more: healing goes on")
         self._network = network
 
-    def _follow(self, wanted: Wanted, seen: Seen, memory: Memory, now: float) -> None:
-        views = [judge.view(volume, seen, memory) for volume in wanted.volumes]
+    def _follow(self, views: Sequence[judge.View], now: float) -> None:
         if self.limits.silence:
             self.probes.watch(silence.to_watch(views))
         with self._lock:
@@ -402,8 +411,8 @@ class Agent:
         with self._lock:
             before = self.memory
             self.memory = remember.begun(before, action, self._clock())
-            memory, new = self.memory, self.memory is not before
-        if new and not self._save(lambda: self.store.save_memory(memory), "the intent"):
+            new = self.memory is not before
+        if new and not self._save_memory("the intent"):
             raise ActError("the intent cannot be written down")
 
     def _put_down(self, action: Action) -> None:
@@ -444,7 +453,6 @@ class Agent:
             else:
                 self.memory = remember.done(self.memory, action, now, new=new)
                 self.history.placed(action, now)
-            memory = self.memory
             self.last[action.volume] = {
                 "kind": action.kind,
                 "about": action.about,
@@ -456,7 +464,7 @@ class Agent:
         if problem:
             LOG.warning("%s failed: %s", action.key, problem)
         if isinstance(action, AskReplacement):
-            self._save(lambda: self.store.save_memory(memory), "the memory")
+            self._save_memory("the memory")
         if action.kind in _TOLD and not problem:
             details = {"leg": action.about, "reason": action.reason}
             self._tell(_TOLD[action.kind], action.kind, action.volume, details)
@@ -522,19 +530,22 @@ class Agent:
             pause = self.pace.pull if good and not self._reporting() else self.pace.busy
             # Events come in swarms.
             self.stopping.wait(self.pace.busy / 4)
-            self._rest(pause)
+            self._safely(functools.partial(self._rest, pause))
 
-    def _rest(self, seconds: float) -> None:
-        """Wait until something asks for a question; say meanwhile that this host is alive."""
+    def _rest(self, seconds: float) -> bool:
+        """Wait until something asks for a question; say meanwhile that this host is alive.
+
+        :returns: False when that could not be said: the next question says what is the matter.
+        """
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             if self.ask.wait(min(left, self.pace.probe)):
-                return
+                break
             try:
                 self.probe()
             except VendorError:
-                # The next question says what is the matter.
-                return
+                return False
+        return True
 
     def _reporting(self) -> bool:
         """Whether something is under way of which the provisioner's view tells the end."""
@@ -553,6 +564,10 @@ class Agent:
                 # A KumoScale tells of no events; then there is the timer.
                 since = None
                 self.stopping.wait(300 if error.code == "NotAvailable" else self.pace.busy * 5)
+            except Exception:
+                LOG.exception("A defect of thread events")
+                since = None
+                self.stopping.wait(self.pace.busy * 5)
 
     def _safely(self, work: Callable[[], bool]) -> bool:
         try:

@@ -228,7 +228,7 @@ def would_do(options: cfg.ConfigOpts, ctx: Context) -> dict[str, Any]:
     seen = observer.look(wanted)
     memory = remember.look(memory, wanted, seen, now, limits)
     made = plan.make(wanted, seen, memory, now, limits)
-    return status.make(wanted, seen, memory, made, now)
+    return status.make(wanted, memory, made, now)
 
 
 def show(arguments: argparse.Namespace, options: cfg.ConfigOpts) -> None:

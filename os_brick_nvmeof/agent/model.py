@@ -200,6 +200,14 @@ class Seen:
     probed: Mapping[Portal, Probed] = dataclasses.field(default_factory=dict)
 
     @functools.cached_property
+    def by_uuid(self) -> Mapping[str, list[Array]]:
+        """Arrays by UUID."""
+        found: dict[str, list[Array]] = {}
+        for one in self.arrays or ():
+            found.setdefault(one.uuid, []).append(one)
+        return found
+
+    @functools.cached_property
     def named(self) -> Mapping[tuple[str, str], list[Namespace]]:
         """Namespaces by UUID and subsystem: there are as many as legs of volumes."""
         found: dict[tuple[str, str], list[Namespace]] = {}

@@ -31,12 +31,14 @@ class Plan:
 
     :ivar waiting: actions that failed lately and are not due yet.
     :ivar network: why nothing but reconnects is done; "" when all is.
+    :ivar views: the volumes that it was made for, as they are.
     """
 
     actions: tuple[Action, ...]
     notes: tuple[Note, ...]
     waiting: tuple[Action, ...] = ()
     network: str = ""
+    views: tuple[judge.View, ...] = dataclasses.field(default=(), compare=False, repr=False)
 
 
 def make(wanted: Wanted, seen: Seen, memory: Memory, now: float, limits: Limits) -> Plan:
@@ -62,6 +64,7 @@ def make(wanted: Wanted, seen: Seen, memory: Memory, now: float, limits: Limits)
         tuple(notes),
         tuple(one for one in actions if one not in due),
         network,
+        views,
     )
 
 

@@ -18,7 +18,7 @@ from rich.text import Text
 from os_brick_nvmeof.agent import judge, model
 from os_brick_nvmeof.agent.actions import Action
 from os_brick_nvmeof.agent.history import History
-from os_brick_nvmeof.agent.model import Memory, Seen, Wanted
+from os_brick_nvmeof.agent.model import Memory, Wanted
 from os_brick_nvmeof.agent.plan import Plan
 
 FILE = "status.json"
@@ -35,15 +35,16 @@ BROKEN = model.BROKEN
 
 def make(
     wanted: Wanted,
-    seen: Seen,
     memory: Memory,
     plan: Plan,
     now: float,
     last: Mapping[str, Mapping[str, Any]] | None = None,
     history: History | None = None,
 ) -> dict[str, Any]:
-    """The object. Times are seconds since the epoch, speeds KB/s, progress percent."""
-    views = [judge.view(volume, seen, memory) for volume in wanted.volumes]
+    """The object. Times are seconds since the epoch, speeds KB/s, progress percent.
+
+    :param plan: for what is wanted and remembered.
+    """
     return {
         "time": now,
         "provisioner": {"away": wanted.stale, "pulled": wanted.time},
@@ -51,7 +52,7 @@ def make(
         "volumes": [
             _volume(one, plan, memory, (last or {}).get(one.volume.uuid))
             | {"healed": _healed(history, one.volume.uuid)}
-            for one in views
+            for one in plan.views
         ],
         "actions": [_action(one, memory) for one in plan.actions],
         "waiting": [_action(one, memory) for one in plan.waiting],

@@ -64,7 +64,8 @@ class Store:
         """Write a file durably."""
         path, new = self._path / name, self._path / f".{name}.new"
         with new.open("w") as stream:
-            json.dump(value, stream, default=sorted)
+            # Not json.dump, which is many times slower: it does not use the encoder in C.
+            stream.write(json.dumps(value, default=sorted))
             stream.flush()
             os.fsync(stream.fileno())
         new.replace(path)

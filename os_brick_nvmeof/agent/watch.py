@@ -58,9 +58,17 @@ class Watch:
         mdstat = None
         try:
             while not self._stopped.is_set():
-                mdstat = mdstat or self._open(poll)
-                ready = {handle for handle, _ in poll.poll(self._seconds * 1000)}
-                if self.look(ready, mdstat):
+                try:
+                    mdstat = mdstat or self._open(poll)
+                    ready = {handle for handle, _ in poll.poll(self._seconds * 1000)}
+                    happened = self.look(ready, mdstat)
+                except Exception:
+                    # Events that were too many for the socket end as ENOBUFS (netlink(7)). Nobody
+                    # would miss the thread, and something has happened.
+                    LOG.exception("The events of this host could not be read")
+                    happened = True
+                    self._stopped.wait(self._seconds)
+                if happened:
                     self._wake()
         finally:
             if mdstat is not None:
