@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """udev puts legs together while a volume is attached: it is waited for, and never trusted."""
 
-import itertools
-
 import pytest
 
 from os_brick_nvmeof import errors, udev
@@ -63,9 +61,8 @@ def test_udev_that_comes_late_or_never(tmp_path, late):
     assert world.everything() == NOTHING
 
 
-@pytest.mark.parametrize(
-    ("first", "second"), itertools.product((0.001, 0.1, 2.99, NEVER), repeat=2)
-)
+@pytest.mark.parametrize("second", [0.001, 0.1, 2.99, NEVER])
+@pytest.mark.parametrize("first", [0.001, 0.1, 2.99, NEVER])
 def test_a_stale_leg_is_never_read_whenever_udev_comes(tmp_path, first, second):
     world = World(tmp_path, udev=True)
     stale_first(world)
