@@ -3,8 +3,8 @@
 
 udevd keeps a file for each device, ``/run/udev/data/b<major>:<minor>``. It has the moment of the
 device's first event ("I:", which libudev's ``udev_device_get_is_initialized()`` looks for), and is
-written when all rules of that event were applied, programs that they import from included. From
-systemd 257 on it is there before, with ``ID_PROCESSING=1``.
+written when all rules of that event were applied, programs that they import from included. Systemd
+256 and later mark it with ``ID_PROCESSING=1`` until programs that the rules start have ended, too.
 """
 
 from __future__ import annotations
