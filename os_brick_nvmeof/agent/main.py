@@ -14,9 +14,9 @@ import pathlib
 import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import FrameType
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from oslo_config import cfg
@@ -123,6 +123,35 @@ def notify(state: str) -> None:
         LOG.warning("systemd cannot be told %s: %s", state, error)
 
 
+@contextlib.contextmanager
+def on_signals(numbers: Iterable[signal.Signals], work: Callable[[], None]) -> Iterator[None]:
+    """Have a thread call ``work`` when the first of these signals comes.
+
+    A handler runs in the main thread wherever that is (the module ``signal`` of Python): also in
+    the midst of clearing an event, which it could not set then without waiting for itself.
+    """
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+
+    def wait() -> None:
+        # Nothing comes when the other end is closed.
+        if ours.recv(1):
+            work()
+
+    waiting = threading.Thread(target=wait, name="signals", daemon=True)
+    waiting.start()
+    for number in numbers:
+        signal.signal(number, lambda _number, _frame: None)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        theirs.close()
+        waiting.join()
+        ours.close()
+
+
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON."""
 
@@ -191,24 +220,19 @@ def run(options: cfg.ConfigOpts, ctx: Context, *, once: bool = False) -> None:
         if once:
             agent.once()
             return
-
-        def end(_number: int, _frame: FrameType | None) -> None:
-            agent.stop()
-
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, end)
-        agent.start()
-        seer = watch.Watch(
-            ctx.host.root,
-            agent.observer.states,
-            agent.wake.set,
-            options.kumo_agent.busy_interval,
-            watch.udev_monitor(),
-        )
-        seer.start()
-        notify("READY=1")
-        LOG.info("Healing the volumes of this host")
-        agent.run(alive=lambda: notify("WATCHDOG=1"))
+        with on_signals((signal.SIGTERM, signal.SIGINT), agent.stop):
+            agent.start()
+            seer = watch.Watch(
+                ctx.host.root,
+                agent.observer.states,
+                agent.wake.set,
+                options.kumo_agent.busy_interval,
+                watch.udev_monitor(),
+            )
+            seer.start()
+            notify("READY=1")
+            LOG.info("Healing the volumes of this host")
+            agent.run(alive=lambda: notify("WATCHDOG=1"))
         notify("STOPPING=1")
         seer.stop()
         agent.vendor.close()

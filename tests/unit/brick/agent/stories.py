@@ -55,6 +55,12 @@ class Run:
     def rounds(self, number, seconds=1.0):
         return [kind for _ in range(number) for kind in self.round(seconds)]
 
+    def lose(self):
+        """After two quiet rounds leg B is lost, and the array written."""
+        self.rounds(2)
+        self.host.hide(1)
+        self.host.md.write("md127", b"second")
+
     def volume(self):
         return self.shown["volumes"][0]
 

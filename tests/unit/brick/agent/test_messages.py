@@ -55,18 +55,12 @@ def one_worker():
     return concurrent.futures.ThreadPoolExecutor(1)
 
 
-def lose(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
-
-
 # -- stories --------------------------------------------------------------------------------------
 
 
 def test_healing_goes_on_while_nobody_takes_what_is_told(host, run, frozen):
     host.storage.tell = frozen(host.storage.tell)
-    lose(host, run)
+    run.lose()
     run.tells = False
     with running(run.agent.messages.run, run.agent.stop) as sender:
 
@@ -98,7 +92,7 @@ def test_healing_goes_on_while_nobody_takes_what_is_told(host, run, frozen):
 
 def test_a_leg_is_put_back_while_a_report_is_not_answered(host, run, frozen):
     host.storage.report_array = frozen(host.storage.report_array)
-    lose(host, run)
+    run.lose()
     run.agent.round()
     host.back(1)
     host.settle(3)
@@ -120,7 +114,7 @@ def test_a_leg_is_put_back_while_a_report_is_not_answered(host, run, frozen):
 
 
 def test_what_was_done_is_told_in_order_when_the_provisioner_answers_again(host, run):
-    lose(host, run)
+    run.lose()
     host.storage.away = True
     run.rounds(2)
     host.back(1)
@@ -134,7 +128,7 @@ def test_what_was_done_is_told_in_order_when_the_provisioner_answers_again(host,
 
 
 def test_one_round_alone_tells_what_it_did(host, run):
-    lose(host, run)
+    run.lose()
     run.rounds(1)
     host.back(1)
     host.settle(3)

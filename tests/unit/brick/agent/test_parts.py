@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import select
+import signal
 import socket
 import threading
 
@@ -316,6 +317,35 @@ def test_what_is_missing_is_said(options, capsys, monkeypatch):
     assert main.main(["--config-file", str(options), "plan"]) == 1
     assert "lock_path" in capsys.readouterr().err
     assert main.main(["--config-file", str(options) + ".none", "plan"]) == 1
+
+
+@pytest.fixture
+def usr1():
+    before = signal.getsignal(signal.SIGUSR1)
+    yield signal.SIGUSR1
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_is_handed_to_a_thread(usr1):
+    told, names = threading.Event(), []
+
+    def work():
+        names.append(threading.current_thread().name)
+        told.set()
+
+    with main.on_signals([usr1], work):
+        signal.raise_signal(usr1)
+        assert told.wait(20)
+        signal.raise_signal(usr1)
+    assert names == ["signals"]
+    assert "signals" not in [one.name for one in threading.enumerate()]
+
+
+def test_without_a_signal_nothing_is_called(usr1):
+    called = []
+    with main.on_signals([usr1], lambda: called.append(usr1)):
+        pass
+    assert called == []
 
 
 def test_systemd_is_told(monkeypatch):

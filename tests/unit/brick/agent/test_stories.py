@@ -22,9 +22,7 @@ def test_a_good_volume_is_left_alone(host, run):
 
 
 def test_a_leg_that_was_lost_comes_back_by_itself(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     assert run.round()[0] == "ReportArray"
     assert records(host)[B] == ("Missing", "stale")
     assert run.volume()["state"] == status.DEGRADED
@@ -44,9 +42,7 @@ def test_a_leg_that_was_lost_comes_back_by_itself(host, run):
 
 
 def test_a_report_is_repeated_only_if_the_provisioner_does_not_show_it(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     assert "ReportArray" in run.round()
 
     def reports():
@@ -62,9 +58,7 @@ def test_a_report_is_repeated_only_if_the_provisioner_does_not_show_it(host, run
 
 
 def test_a_look_while_mdadm_works_does_not_end_a_healing(host, run, monkeypatch):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.rounds(2)
     host.back(1)
     host.settle(3)
@@ -85,9 +79,7 @@ def test_a_look_while_mdadm_works_does_not_end_a_healing(host, run, monkeypatch)
 
 
 def test_a_report_that_got_lost_is_repeated(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     host.storage.away = True
     run.rounds(1)
     assert not run.agent.memory.told
@@ -97,9 +89,7 @@ def test_a_report_that_got_lost_is_repeated(host, run):
 
 
 def test_a_leg_that_stays_away_is_replaced_and_its_namespace_given_up(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     done = run.rounds(40, 5)
     assert done.count("AskReplacement") == 1
     assert host.in_sync() == {A, C}
@@ -130,9 +120,7 @@ def test_an_idle_array_goes_on_without_a_leg_that_is_dead(host, run):
 
 
 def test_a_foreign_leg_is_refused(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     host.at_node(1).blocks[4096] = b"\1" * 4096
     host.back(1)
     host.settle(3)
@@ -159,9 +147,7 @@ def test_without_the_provisioner_it_heals_what_needs_no_decision(host, run):
 
 
 def test_what_was_asked_for_survives_a_kill(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     lost = host.storage.request_replacement
     asked = []
 
@@ -252,9 +238,7 @@ def test_a_link_that_flaps(host, run):
 
 def heals_with_kills(host, run, away, every):
     """Kill the agent at every so many of its calls to the host."""
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     killed = 0
     for number in range(60):
         if number == away:
@@ -288,9 +272,7 @@ def test_it_may_be_killed_at_any_moment(host, run, away, every):
 
 
 def test_nothing_is_asked_for_when_the_intent_cannot_be_written(host, run, monkeypatch):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.rounds(5, 5)
 
     def full(_memory):
@@ -320,9 +302,7 @@ def test_time_outs_that_the_kernel_refuses_are_tried_again_later(host, run):
 
 
 def test_a_portal_is_connected_again(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.round()
     for one in list(host.kernel.nvme.controllers.values()):
         if one.options["traddr"] == host.address(1):
@@ -336,9 +316,7 @@ def test_a_portal_is_connected_again(host, run):
 
 
 def test_md_holds_a_faulty_leg_for_a_while(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.round()
     host.back(1)
     host.settle(3)
@@ -350,9 +328,7 @@ def test_md_holds_a_faulty_leg_for_a_while(host, run):
 
 
 def test_what_udev_made_of_a_leg_alone_is_stopped(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.round()
     device = next(name for name, one in host.md.arrays["md127"].members.items() if one.faulty)
     host.kernel.write(f"/sys/class/block/md127/md/dev-{device}/state", "remove")
@@ -367,9 +343,7 @@ def test_what_udev_made_of_a_leg_alone_is_stopped(host, run):
 
 
 def test_mdadm_that_fails_is_tried_again(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.round()
     host.back(1)
     host.settle(3)
@@ -382,9 +356,7 @@ def test_mdadm_that_fails_is_tried_again(host, run):
 
 
 def test_a_detach_that_came_first_is_not_undone(host, run):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.round()
     host.back(1)
     host.settle(3)
@@ -398,9 +370,7 @@ def test_a_detach_that_came_first_is_not_undone(host, run):
 
 
 def test_the_status_is_json_and_a_table(host, run, capsys):
-    run.rounds(2)
-    host.hide(1)
-    host.md.write("md127", b"second")
+    run.lose()
     run.round()
     json.dumps(run.shown)
     status.show(status.table(run.shown, run.shown["time"] + 100))
