@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from os_brick_nvmeof.agent.actions import Action, Export, Reconnect, SetTimeOuts
 from os_brick_nvmeof.agent.judge import LegView, Path, View
-from os_brick_nvmeof.agent.model import AVAILABLE, TERMINATING, Controller, Place
+from os_brick_nvmeof.agent.model import AVAILABLE, TERMINATING, Controller
 from os_brick_nvmeof.agent.round import Round
 from os_brick_nvmeof.conf import TimeOuts
 
@@ -66,9 +66,12 @@ def _reconnect(this: Round, view: View, leg: LegView) -> Iterator[Action]:
 def _export(this: Round, view: View, leg: LegView) -> Iterator[Action]:
     """A leg that the array lacks and that its live connections do not show.
 
+    The kernel drops a namespace that comes back with another number, and looks for the new one when
+    it is told to (nvme_validate_ns() in drivers/nvme/host/core.c; seen with Linux 6.12).
+
     A node that this host had no leg on may refuse connections until it exports one.
     """
-    if not view.volume.replicated or leg.place is not Place.OUT or leg.namespace is not None:
+    if not view.volume.replicated or not leg.lost or leg.namespace is not None:
         return
     if this.seen.namespaces is None or view.volume.shared:
         return

@@ -250,6 +250,15 @@ def test_a_leg_on_a_node_that_exports_nothing_to_this_host_yet(world, leg, state
     assert "Export" not in kinds(made)
 
 
+def test_a_leg_that_md_dropped_and_the_kernel_has_lost_is_looked_for(world, leg):
+    lose(world, leg)
+    world.up["n0"], world.disks[leg].exported = True, False
+    assert world.members[leg] is Place.FAULTY
+    assert "Export" in kinds(planned(world)[1])
+    world.disks[leg].exported = True
+    assert "Export" not in kinds(planned(world)[1])
+
+
 def test_when_it_is_the_network_there_are_only_reconnects_and_it_says_why(world, leg):
     back(world, leg)
     world.up["n3"] = world.up["n4"] = False
