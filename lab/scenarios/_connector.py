@@ -29,6 +29,8 @@ MIB = 4
 _EDITION = "KUMO_LAB_OS_BRICK"
 _GONE_SECONDS = 30.0
 _SYNC_SECONDS = 180.0
+# Stock os-brick puts no leg back.
+_STOCK_SYNC_SECONDS = 30.0
 _LOAD_UNIT = "kumo-load"
 
 
@@ -105,8 +107,7 @@ class Trial:
         :raises LabError: something is.
         """
         try:
-            for identifier in list(self.volumes.attachments):
-                self.volumes.request("DELETE", f"/attachments/{identifier}")
+            self.volumes.clear()
             for volume in self._made:
                 self.volumes.delete(volume)
         finally:
@@ -158,13 +159,14 @@ class Trial:
 
         :raises ScenarioFailedError: it does not become so.
         """
+        patience = _STOCK_SYNC_SECONDS if self.edition == brick_site.STOCK else _SYNC_SECONDS
         begin = time.monotonic()
         while True:
             array = self.array()
             seconds = time.monotonic() - begin
             if array["degraded"] == "0" and array["sync_action"] == "idle":
                 return seconds
-            self.ctx.check(seconds < _SYNC_SECONDS, f"the array stays {array}")
+            self.ctx.check(seconds < patience, f"the array stays {array}")
             time.sleep(0.5)
 
     def size(self, path: str) -> int:
@@ -207,8 +209,7 @@ class Trial:
             )
             if not self.controllers() and not self.arrays():
                 break
-        for identifier in list(self.volumes.attachments):
-            self.volumes.request("DELETE", f"/attachments/{identifier}")
+        self.volumes.clear()
 
     # Load
 

@@ -157,12 +157,13 @@ def _dead_at_attach(trial: Trial, volume: str, wrote: str) -> None:
 
 def _all_dead_at_detach(trial: Trial, volume: str, wrote: str) -> None:
     """Forced, as Nova does when it evacuates."""
-    attachment = trial.compute.attach(volume)
+    attachment = trial.compute.reserve(volume)
     nodes = _nodes(trial, volume)
-    for node in nodes:
-        node.cut()
     try:
         with trial.case("forced detach while no leg is reachable, in bounded time"):
+            trial.compute.connect(attachment)
+            for node in nodes:
+                node.cut()
             trial.compute.disconnect(attachment, force=True)
             trial.ctx.note(f"{attachment.seconds:.1f} s")
             trial.check_empty()

@@ -146,3 +146,13 @@ def test_connection_info_without_a_provisioner():
         "tcp://127.0.1.1:4420",
         "tcp://127.0.1.2:4420",
     ]
+
+
+def test_what_was_cleared_is_gone_for_whoever_deletes_it_later(volumes, provisioner):
+    made = attach(volumes, volumes.create(1))
+    volumes.clear()
+    assert not volumes.attachments
+    assert not provisioner.published
+    assert volumes.request("DELETE", f"/attachments/{made['id']}") is None
+    with pytest.raises(LabError, match="no attachment takes"):
+        volumes.request("DELETE", "/attachments/another")
