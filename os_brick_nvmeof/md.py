@@ -7,12 +7,12 @@ ever given exact devices and the array's UUID, and never ``--force`` on data.
 **udev.** mdadm's rule ``64-md-raid-assembly.rules`` runs ``mdadm --incremental`` on each leg as it
 appears, so that an array of ours may be there already: whole, in part and not started, or come up
 just while mdadm runs for us, which then finds legs busy. So udev gets a moment to deal with the
-legs (:mod:`udev`): two mdadm that work against each other wait for each other for seconds (one
-that stops an array has it open until it gets the lock of mdadm's map; one with that lock tries for
-4.6 s to open the array under the number that has become free, ``open_dev_excl()``). And nothing is
-done once: look, use what is right, stop what is not, do it, look again, until a deadline. An array
-of another UUID is left alone, unless it is made of nothing but this volume's legs and its attach
-has failed.
+legs (:mod:`udev`): two mdadm that work against each other wait for each other for seconds, as was
+seen with mdadm 4.2 (one tries for 4.6 s to open an array under the number that has become free,
+``open_dev_excl()``; that the other one has it open meanwhile, waiting for the lock of mdadm's map,
+is our guess). And nothing is done once: look, use what is right, stop what is not, do it, look
+again, until a deadline. An array of another UUID is left alone, unless it is made of nothing but
+this volume's legs and its attach has failed.
 
 **failfast.** Legs are not marked so by default. With the mark, the kernel drops a leg at the first
 error, and on recent kernels the loss of all legs for a moment can mark the array as broken for
