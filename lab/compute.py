@@ -16,7 +16,7 @@ from lab.machine import Machine
 
 DEFAULT_EDITION = brick_site.OURS
 _READY_SECONDS = 300.0
-_CALL_SECONDS = 300.0
+CALL_SECONDS = 300.0
 
 
 class BrickError(LabError):
@@ -43,13 +43,15 @@ class Brick:
     """os-brick in a compute machine, reached through its guest agent.
 
     :param edition: one of :data:`lab.brick_site.EDITIONS`.
+    :param patience: seconds after which a call is given up.
     """
 
-    def __init__(self, machine: Machine, edition: str) -> None:
+    def __init__(self, machine: Machine, edition: str, patience: float = CALL_SECONDS) -> None:
         self._machine = machine
         self.edition = edition
         self.unit = f"kumo-brick-{edition}"
         self._socket = socket_path(edition)
+        self._patience = patience
 
     def start(self) -> None:
         """Start the resident connector unless it runs, and wait until it listens.
@@ -98,7 +100,7 @@ class Brick:
         request = json.dumps(body) + "\n"
         # The module alone, without its packages: this interpreter lives for one question.
         argv = ["/usr/bin/python3", "-ISE", "/opt/kumo/src/lab/guest_ask.py", self._socket]
-        done = self._machine.run(argv, input=request, timeout=_CALL_SECONDS)
+        done = self._machine.run(argv, input=request, timeout=self._patience)
         try:
             answer = json.loads(done.stdout)
         except ValueError as error:
@@ -115,6 +117,7 @@ class Compute:
     :param request: ``(method, path, body) -> decoded answer`` of Cinder's volume API.
     :param edition: which os-brick it has, one of :data:`lab.brick_site.EDITIONS`.
     :param multipath: whether it connects to every portal (``volume_use_multipath`` of Nova).
+    :param patience: seconds after which a call of the connector is given up.
     """
 
     def __init__(
@@ -123,9 +126,10 @@ class Compute:
         request: Callable[..., Any],
         edition: str = DEFAULT_EDITION,
         multipath: bool = False,
+        patience: float = CALL_SECONDS,
     ) -> None:
         self.machine = machine
-        self.brick = Brick(machine, edition)
+        self.brick = Brick(machine, edition, patience)
         self.multipath = multipath
         self._request = request
 

@@ -42,7 +42,7 @@ class Brick:
         from oslo_concurrency import lockutils
         from oslo_config import cfg
 
-        conf = cfg.CONF
+        conf = self._conf = cfg.CONF
         lockutils.set_defaults(LOCKS)
         files = [CONFIG] if os.path.exists(CONFIG) else []
         conf([], project="kumo-brick", default_config_files=files)
@@ -85,6 +85,14 @@ class Brick:
         """Carry several requests out at the same time; an answer for each, in their order."""
         with ThreadPoolExecutor(len(calls)) as pool:
             return list(pool.map(lambda call: perform(self, json.dumps(call).encode()), calls))
+
+    def configure(self, group: str, options: dict[str, Any]) -> None:
+        """Set options of this process alone; None: as its configuration has it."""
+        for name, value in options.items():
+            if value is None:
+                self._conf.clear_override(name, group)
+            else:
+                self._conf.set_override(name, value, group)
 
     def kind(self) -> str:
         """Class of the connector that the factory gives."""

@@ -17,12 +17,13 @@ from typing import Any
 
 from kumo_client.schemas.host import UnpublishRequest
 from lab import brick_site
-from lab.compute import Attachment, Compute
+from lab.compute import CALL_SECONDS, Attachment, Compute
 from lab.controlplane import ControlPlane, inventory
 from lab.errors import LabError
 from lab.machine import Machine
 from lab.scenario import Context
 from lab.volumes import Volumes
+from os_brick_nvmeof.conf import GROUP
 
 GIB = 1 << 30
 MIB = 4
@@ -31,6 +32,10 @@ _GONE_SECONDS = 30.0
 _SYNC_SECONDS = 180.0
 # Stock os-brick puts no leg back.
 _STOCK_SYNC_SECONDS = 30.0
+# Some of its calls hang, and so does what would clear up after them.
+_STOCK_CALL_SECONDS = 180.0
+_CLEAR_SECONDS = 300.0
+_STOCK_CLEAR_SECONDS = 60.0
 _LOAD_UNIT = "kumo-load"
 
 
@@ -79,9 +84,30 @@ class Trial:
 
     def computer(self, chosen: str | None = None, multipath: bool = False) -> Compute:
         """The compute machine with an edition of os-brick."""
-        found = Compute(self.machine, self.volumes.request, chosen or self.edition, multipath)
+        seconds = _STOCK_CALL_SECONDS if self.stock else CALL_SECONDS
+        found = Compute(
+            self.machine, self.volumes.request, chosen or self.edition, multipath, seconds
+        )
         found.start()
         return found
+
+    @property
+    def stock(self) -> bool:
+        """Whether stock os-brick is watched."""
+        return self.edition == brick_site.STOCK
+
+    @contextlib.contextmanager
+    def patient(self, **options: float) -> Iterator[None]:
+        """Other time-outs for our connector: options of its section."""
+        if self.stock:
+            yield
+            return
+        brick = self.compute.brick
+        brick.call("configure", group=GROUP, options=options)
+        try:
+            yield
+        finally:
+            brick.call("configure", group=GROUP, options=dict.fromkeys(options))
 
     @contextlib.contextmanager
     def case(self, text: str) -> Iterator[None]:
@@ -90,7 +116,7 @@ class Trial:
             with self.ctx.step(f"{self.edition}: {text}"):
                 yield
         except Exception as error:
-            if self.edition != brick_site.STOCK:
+            if not self.stock:
                 raise
             self.ctx.note(f"STOCK FAILS: {str(error).splitlines()[0][:300]}")
             self.force_clear()
@@ -101,12 +127,40 @@ class Trial:
         self._made.append(made)
         return made
 
+    def filled(self, replicas: int) -> tuple[str, str]:
+        """A detached volume with data on it: its uuid, and what :meth:`digest` tells of it."""
+        volume = self.create(replicas)
+        attachment = self.compute.attach(volume)
+        wrote = self.write(attachment.path, volume)
+        self.compute.detach(attachment)
+        self.check_empty()
+        return volume, wrote
+
+    def renewed(self, volume: str, wrote: str) -> tuple[str, str]:
+        """With stock, another volume of two legs: an earlier case may have spoilt this one."""
+        return self.filled(2) if self.stock else (volume, wrote)
+
+    def holds(self, attachment: Attachment) -> bool:
+        """Whether an attachment is still there: with stock, a case that failed clears all."""
+        there = attachment.identifier in self.volumes.attachments
+        if not there:
+            self.ctx.note("STOCK: the next case is not tried, it needs what the last one has lost")
+        return there
+
+    def standing(self, attachment: Attachment) -> Attachment:
+        """An attachment, or another one of its volume if it is gone (:meth:`holds`)."""
+        if attachment.identifier in self.volumes.attachments:
+            return attachment
+        return self.compute.reserve(attachment.volume)
+
     def close(self) -> None:
         """Delete all volumes; nothing may be left anywhere.
 
         :raises LabError: something is.
         """
         try:
+            if self.stock:
+                self.force_clear()
             self.volumes.clear()
             for volume in self._made:
                 self.volumes.delete(volume)
@@ -159,7 +213,7 @@ class Trial:
 
         :raises ScenarioFailedError: it does not become so.
         """
-        patience = _STOCK_SYNC_SECONDS if self.edition == brick_site.STOCK else _SYNC_SECONDS
+        patience = _STOCK_SYNC_SECONDS if self.stock else _SYNC_SECONDS
         begin = time.monotonic()
         while True:
             array = self.array()
@@ -185,7 +239,7 @@ class Trial:
     def digest(self, path: str) -> str:
         """Digest of the first MiB of a device, read past the page cache."""
         read = f"dd if={path} bs=1M count={MIB} iflag=direct status=none"
-        return self.run(f"{read} | sha256sum").split()[0]
+        return self.run(f"test -b {path} && {read} | sha256sum").split()[0]
 
     def check_empty(self) -> None:
         """No connection and no array is left, within seconds.
@@ -198,7 +252,26 @@ class Trial:
             time.sleep(0.5)
 
     def force_clear(self) -> None:
-        """Remove every array, connection and attachment, whoever made them."""
+        """Remove every array, connection and attachment, whoever made them.
+
+        Arrays that stock os-brick has assembled may be there until the host restarts.
+        """
+        if not self.stock:
+            self._clear_host(_CLEAR_SECONDS)
+        elif not self._clear_stock():
+            self.ctx.note("STOCK: the host had to be power-cycled")
+            self.power_cycle()
+        self.volumes.clear()
+
+    def _clear_stock(self) -> bool:
+        try:
+            return self._clear_host(_STOCK_CLEAR_SECONDS)
+        except LabError as error:
+            self.ctx.note(f"STOCK: {str(error).splitlines()[0][:100]}")
+            return False
+
+    def _clear_host(self, seconds: float) -> bool:
+        """Whether no array and no connection is left."""
         for _ in range(5):
             self.machine.run(
                 "udevadm settle -t 5; for a in /sys/block/md*; do [ -e $a ] || continue;"
@@ -206,10 +279,18 @@ class Trial:
                 "for c in /sys/class/nvme-fabrics/ctl/nvme*; do [ -e $c ] || continue;"
                 ' timeout 20 sh -c "echo 1 >$c/delete_controller"; done',
                 check=False,
+                timeout=seconds,
             )
             if not self.controllers() and not self.arrays():
-                break
-        self.volumes.clear()
+                return True
+        return False
+
+    def power_cycle(self) -> None:
+        """The compute machine loses power, boots, and has its connector again."""
+        self.machine.kill()
+        self.machine.start()
+        self.machine.wait_ready()
+        self.compute.start()
 
     # Load
 

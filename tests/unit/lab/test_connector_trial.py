@@ -5,7 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from lab.compute import Attachment, BrickError
 from lab.errors import LabError, ScenarioFailedError
+from lab.guest_agent import GuestAgentError
 from lab.scenario import Context
 from lab.scenarios import _connector
 from lab.scenarios._connector import Controller, Trial, edition, leg_uuids
@@ -18,12 +20,30 @@ ARRAY = "md127\n2\n{degraded}\nclean\n1048576\n{action}\n"
 
 
 class FakeHost:
+    """Prints ``output`` by parts of commands; what has ``hangs`` in it does not end."""
+
     def __init__(self):
         self.output = {}
         self.commands = []
+        self.hangs = None
+        self.power = []
+
+    def kill(self):
+        self.power.append("kill")
+        # What hung is gone with the kernel that it hung in.
+        self.hangs = None
+        self.output = {}
+
+    def start(self):
+        self.power.append("start")
+
+    def wait_ready(self):
+        self.power.append("ready")
 
     def run(self, command, *, check=True, timeout=120.0):
         self.commands.append(command)
+        if self.hangs and self.hangs in command:
+            raise GuestAgentError(f"compute1: not done after {timeout:.0f} s")
         for part, text in self.output.items():
             if part in command:
                 found = text.pop(0) if isinstance(text, list) else text
@@ -31,9 +51,36 @@ class FakeHost:
         return SimpleNamespace(stdout="", returncode=0)
 
 
+class FakeCompute:
+    """A connector; ``data`` is what its devices have by their paths."""
+
+    def __init__(self):
+        self.started, self.asked, self.attached = 0, [], []
+        self.brick = SimpleNamespace(call=lambda name, **args: self.asked.append((name, args)))
+
+    def start(self):
+        self.started += 1
+
+    def reserve(self, volume):
+        return Attachment(f"of-{volume}", volume, {})
+
+    def attach(self, volume):
+        made = self.reserve(volume)
+        made.device = {"path": "/dev/md127"}
+        self.attached.append(volume)
+        return made
+
+    def detach(self, attachment):
+        self.attached.remove(attachment.volume)
+
+
 class FakeVolumes:
     def __init__(self):
-        self.attachments, self.deleted = {}, []
+        self.attachments, self.deleted, self.made = {}, [], []
+
+    def create(self, replicas, gib, down_time):
+        self.made.append((replicas, gib, down_time))
+        return f"v{len(self.made)}"
 
     def clear(self):
         self.attachments.clear()
@@ -54,6 +101,7 @@ def trial(screen, clock, monkeypatch):
     found.ctx = Context(SimpleNamespace(storage=storage), screen, clock=clock)
     found.edition = "ours"
     found.machine = FakeHost()
+    found.compute = FakeCompute()
     found.volumes = FakeVolumes()
     found._made = []
     found._client = SimpleNamespace(close=lambda: None)
@@ -143,6 +191,70 @@ def test_clearing_by_force_goes_on_until_nothing_is_there(trial):
     assert len(stops) == 3
 
 
+@pytest.mark.parametrize("hangs", [True, False])
+def test_a_host_that_stock_has_wedged_is_power_cycled(trial, screen, hangs):
+    trial.edition = "stock"
+    trial.volumes.attachments["a1"] = ("v", {})
+    there = ARRAY.format(degraded=1, action="idle")
+    show(trial, *[there] * 10)
+    if hangs:
+        trial.machine.hangs = "--stop"
+    with trial.case("attach"):
+        raise BrickError("no answer")
+    assert trial.machine.power == ["kill", "start", "ready"]
+    assert trial.compute.started == 1
+    assert "STOCK: the host had to be power-cycled" in screen.text
+    assert ("STOCK: compute1: not done after 60 s" in screen.text) is hangs
+    assert trial.volumes.attachments == {}
+
+
+def test_with_ours_a_host_that_cannot_be_cleared_is_a_failure(trial):
+    trial.machine.hangs = "--stop"
+    with pytest.raises(GuestAgentError, match="not done after 300 s"):
+        trial.force_clear()
+    assert trial.machine.power == []
+
+
+def test_time_outs_of_ours_for_a_step(trial):
+    def fail():
+        with trial.patient(connect_timeout=15.0):
+            raise BrickError("16 failed")
+
+    with pytest.raises(BrickError):
+        fail()
+    group = "os_brick_nvmeof"
+    assert trial.compute.asked == [
+        ("configure", {"group": group, "options": {"connect_timeout": 15.0}}),
+        ("configure", {"group": group, "options": {"connect_timeout": None}}),
+    ]
+    trial.edition, trial.compute.asked = "stock", []
+    with trial.patient(connect_timeout=15.0):
+        assert trial.compute.asked == []
+
+
+def test_with_stock_later_cases_get_a_volume_of_their_own(trial):
+    trial.machine.output = {"sha256sum": "abc  -\n"}
+    assert trial.renewed("v", "old") == ("v", "old")
+    assert trial.volumes.made == []
+    trial.edition = "stock"
+    assert trial.renewed("v", "old") == ("v1", "abc")
+    assert trial.volumes.made == [(2, 1, 0)]
+    assert trial._made == ["v1"]
+    assert trial.compute.attached == []
+
+
+def test_an_attachment_that_a_failed_case_has_cleared(trial, screen):
+    attachment = Attachment("a1", "v", {})
+    trial.volumes.attachments["a1"] = ("v", {})
+    assert trial.holds(attachment)
+    assert trial.standing(attachment) is attachment
+    assert "not tried" not in screen.text
+    trial.volumes.clear()
+    assert not trial.holds(attachment)
+    assert "not tried" in screen.text
+    assert trial.standing(attachment).identifier == "of-v"
+
+
 def test_load(trial, clock):
     trial.start_load("/dev/md127", 5.0)
     assert "lab.guest_load /dev/md127 5.0" in trial.machine.commands[-1]
@@ -171,6 +283,11 @@ def test_at_the_end_volumes_go_and_nothing_may_be_left(trial, monkeypatch):
     trial.volumes.attachments["a1"] = ("v1", {})
     trial.close()
     assert trial.volumes.deleted == ["v1"]
+    trial.edition = "stock"
+    show(trial, ARRAY.format(degraded=1, action="idle"), "")
+    trial.close()
+    assert trial.machine.output["/sys/block/md*"] == []
+    trial.edition = "ours"
     left["compute1"] = ["controller nqn.x:1"]
     with pytest.raises(ScenarioFailedError, match="left behind"):
         trial.close()

@@ -98,6 +98,9 @@ def os_brick(monkeypatch):
         def set_override(self, name, value, group):
             found.overrides.append((group, name, value))
 
+        def clear_override(self, name, group):
+            found.overrides.append((group, name, "cleared"))
+
     connector = SimpleNamespace(InitiatorConnector=Factory, get_connector_properties=properties)
     default = SimpleNamespace(
         default=SimpleNamespace(set_client_mode=lambda on: found.overrides.append(("client", on)))
@@ -142,6 +145,16 @@ def test_locks_are_where_root_may_write_and_no_helper_is_started(os_brick):
     guest_brick.Brick("10.77.0.101")
     assert ("os_brick", "lock_path", "/run/lock/os-brick") in os_brick.overrides
     assert ("client", False) in os_brick.overrides
+
+
+def test_options_are_set_for_a_time(os_brick):
+    brick = guest_brick.Brick("10.77.0.101")
+    brick.configure("os_brick_nvmeof", {"connect_timeout": 15.0})
+    brick.configure("os_brick_nvmeof", {"connect_timeout": None})
+    assert os_brick.overrides[-2:] == [
+        ("os_brick_nvmeof", "connect_timeout", 15.0),
+        ("os_brick_nvmeof", "connect_timeout", "cleared"),
+    ]
 
 
 def test_serve_replaces_the_socket_of_an_earlier_service(monkeypatch, tmp_path):
