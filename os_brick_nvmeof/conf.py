@@ -48,11 +48,14 @@ _REPLICATED = [
     ),
     cfg.IntOpt(
         "replicated_fast_io_fail",
-        default=1,
+        default=4,
         min=-1,
         help="Seconds after which I/O to one leg of a replicated volume fails while its connection "
-        "is lost, so that the array goes on with the other legs. -1: never; then the array hangs "
-        "as long as the node is away.",
+        "is lost, so that the array goes on with the other legs. They count from when the kernel "
+        "notices the loss; the healing agent cuts them short when it finds a node dead. All legs "
+        "may be away for as long: an outage that lasts longer can break the array until it is let "
+        "go of (MD_BROKEN, drivers/md/raid1.c). -1: never; then the array hangs as long as the "
+        "node is away.",
     ),
 ]
 _BOTH = [

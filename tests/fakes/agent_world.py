@@ -21,7 +21,7 @@ from os_brick_nvmeof.props import Portal
 VOLUME = "0b6fe5d1-0000-4000-8000-000000000001"
 FOREIGN = "0b6fe5d1-0000-4000-8000-0000000000ff"
 HOST_NQN = "nqn.2014-08.org.nvmexpress:uuid:host"
-RIGHT = TimeOuts(keep_alive=2, reconnect_delay=1, fast_io_fail=1, ctrl_loss=-1)
+RIGHT = TimeOuts(keep_alive=2, reconnect_delay=1, fast_io_fail=4, ctrl_loss=-1)
 STOCK = TimeOuts(keep_alive=5, reconnect_delay=10, fast_io_fail=-1, ctrl_loss=600)
 LIMITS = model.Limits(
     time_outs={"replicated": RIGHT, "plain": RIGHT},

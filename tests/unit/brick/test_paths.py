@@ -74,7 +74,7 @@ def test_legs_are_connected_at_once(kernel, legs):
 
 def test_time_outs_are_those_of_the_class(kernel, legs):
     paths.connect_legs(kernel.context(), volume(*legs), legs)
-    assert kernel.attribute("nvme0", "fast_io_fail_tmo") == "1"
+    assert kernel.attribute("nvme0", "fast_io_fail_tmo") == "4"
     assert kernel.attribute("nvme0", "kato") == "2"
     # Connected already, with other time-outs: those that can be are set.
     paths.connect_legs(

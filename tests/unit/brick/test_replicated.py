@@ -179,6 +179,24 @@ def test_silent_legs_do_not_hold_a_detach_up(world, force, silent, stock):
     assert world.everything() == NOTHING
 
 
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("silent", [(1,), (0, 1)])
+@pytest.mark.parametrize("ago", [0, 10])
+def test_lost_legs_hold_a_detach_up_for_no_longer_than_their_time_out(world, force, silent, ago):
+    world.used()
+    world.attach()
+    world.md.write("md127", b"more")
+    for number in silent:
+        world.hide(number, "silent")
+    world.settle(ago)
+    limit = world.ctx.conf.os_brick_nvmeof.replicated_fast_io_fail
+    begin = world.kernel.sim.now
+    world.detach(force)
+    assert world.kernel.sim.now - begin < max(0, limit - ago) + 1
+    world.settle()
+    assert world.everything() == NOTHING
+
+
 def test_a_forced_detach_of_what_is_in_use_raises_in_the_end(world):
     world.used()
     world.attach()

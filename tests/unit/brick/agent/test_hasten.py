@@ -91,8 +91,8 @@ def test_a_node_that_dies_without_a_word_is_cut_off_and_comes_back(host, run, cu
     die(host, run, 1)
     run.agent.hasten()
     assert cuts.portals == [host.address(1)]
-    assert cuts.fails == [["0", "1"]]
-    assert set(cuts.time_outs().values()) == {"1"}
+    assert cuts.fails == [["0", "4"]]
+    assert set(cuts.time_outs().values()) == {"4"}
     assert cuts.closed == 1
     assert run.agent.wake.is_set()
     assert run.agent.store.memory().cut.keys() == {"n1"}
@@ -129,7 +129,7 @@ def test_a_path_that_the_kernel_has_lost_meanwhile_changes_nothing(host, run, cu
     host.kernel.go(host.address(1), "silent")
     assert not run.agent._hasty().actions[0].controllers
     assert run.agent.perform(action)
-    assert cuts.fails == [["1", "1"]]
+    assert cuts.fails == [["4", "4"]]
 
 
 @pytest.mark.parametrize("problem", [errno.EOPNOTSUPP, errno.EPERM])
@@ -137,8 +137,8 @@ def test_a_kernel_that_cannot_leaves_it_as_it_was(host, run, cuts, problem):
     cuts.problem = problem
     die(host, run, 1)
     run.agent.hasten()
-    assert cuts.fails == [["0", "1"]]
-    assert set(cuts.time_outs().values()) == {"1"}
+    assert cuts.fails == [["0", "4"]]
+    assert set(cuts.time_outs().values()) == {"4"}
     assert cuts.closed == 1
     assert run.agent.memory.tried["CutNode n1"].count == 1
 

@@ -55,7 +55,7 @@ def test_the_sample_can_be_read():
     assert options.kumo_agent.lock_path == "/var/lib/nova/tmp"
     limits = conf.limits(options)
     assert limits.hold == 2.0
-    assert limits.time_outs["replicated"].fast_io_fail == 1
+    assert limits.time_outs["replicated"].fast_io_fail == 4
 
 
 # -- the store ------------------------------------------------------------------------------------

@@ -361,6 +361,14 @@ def test_time_outs_of_stock_connections_are_set(world):
     assert [action.controller for action in made.actions] == ["nvme0"]
 
 
+def test_connections_of_a_host_before_get_the_time_outs_of_now(world):
+    world.controllers["n0"] = dataclasses.replace(RIGHT, fast_io_fail=1)
+    _, made = planned(world)
+    assert [(action.kind, action.controller) for action in made.actions] == [
+        ("SetTimeOuts", "nvme0")
+    ]
+
+
 def test_a_plain_volume_gets_its_paths_back(world):
     seen, wanted = world.seen(), world.wanted()
     volume = dataclasses.replace(
