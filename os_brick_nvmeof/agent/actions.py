@@ -108,17 +108,13 @@ class SetTimeOuts(Action):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CutNode(Action):
-    """End the connections to a storage node that is dead, so that its I/O fails at once.
-
-    ``controllers``: names and subsystems of those whose I/O then fails. ``volume`` is one of those
-    that go on with another leg.
-    """
+class OfNode(Action):
+    """``controllers``: names and subsystems of those to the node ``node`` whose I/O may fail.
+    ``volume`` is one of those that go on with another leg."""
 
     rank: ClassVar[int] = 0
     away: ClassVar[bool] = True
     node: str
-    portals: frozenset[Portal]
     controllers: frozenset[tuple[str, str]]
 
     @property
@@ -129,6 +125,18 @@ class CutNode(Action):
     def key(self) -> str:
         # Volumes share nodes.
         return f"{self.kind} {self.node}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShortenWait(OfNode):
+    """Have I/O to a storage node that is in doubt fail as soon as the kernel loses it."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CutNode(OfNode):
+    """End the connections to a storage node that is dead, so that its I/O fails at once."""
+
+    portals: frozenset[Portal]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from os_brick_nvmeof.agent.actions import (
     FailLeg,
     OfArray,
     OfMember,
+    OfNode,
     ReAdd,
     Reconnect,
     RemoveLeg,
@@ -31,6 +32,7 @@ from os_brick_nvmeof.agent.actions import (
     SetSlots,
     SetSpeed,
     SetTimeOuts,
+    ShortenWait,
 )
 from os_brick_nvmeof.agent.model import Leg, Volume
 from os_brick_nvmeof.context import Context
@@ -84,6 +86,8 @@ class Hands:
                 self._reconnect(volume, action)
             case SetTimeOuts():
                 self._set_time_outs(action)
+            case ShortenWait():
+                self._shorten(action)
             case CutNode():
                 self._cut(action)
             case Restart():
@@ -132,12 +136,9 @@ class Hands:
         (``nvme_start_failfast_work``, drivers/nvme/host/core.c), so it is 0 for that moment. If we
         are killed meanwhile, it is put right when the controller is live again.
         """
-        ctx, root = self._ctx, self._ctx.host.root
+        ctx = self._ctx
         self._check(action)
-        found = (sysfs.controller(root, name, nqn) for name, nqn in sorted(action.controllers))
-        live = [one for one in found if one is not None and one.state == sysfs.LIVE]
-        for one in live:
-            fabrics.set_time_out(ctx, one, "fast_io_fail_tmo", 0)
+        live = self._failing_at_once(action)
         try:
             link = self._channel()
             try:
@@ -151,6 +152,20 @@ class Hands:
             seconds = connector_conf.time_outs(ctx.conf, props.REPLICATED).fast_io_fail
             for one in live:
                 fabrics.set_time_out(ctx, one, "fast_io_fail_tmo", seconds)
+
+    def _shorten(self, action: ShortenWait) -> None:
+        """Without locks, as :meth:`_cut`. A later round puts it right."""
+        self._check(action)
+        self._failing_at_once(action)
+
+    def _failing_at_once(self, action: OfNode) -> list[sysfs.Controller]:
+        """Have I/O to live controllers fail as soon as they are lost; gives them."""
+        root = self._ctx.host.root
+        found = (sysfs.controller(root, name, nqn) for name, nqn in sorted(action.controllers))
+        live = [one for one in found if one is not None and one.state == sysfs.LIVE]
+        for one in live:
+            fabrics.set_time_out(self._ctx, one, "fast_io_fail_tmo", 0)
+        return live
 
     def prepare(self) -> None:
         """Make ready for cutting nodes off; a kernel that cannot is said."""

@@ -27,10 +27,10 @@ from os_brick_nvmeof.agent.actions import (
     AddSpare,
     AskReplacement,
     ConfirmRemoval,
-    CutNode,
     Export,
     FailLeg,
     HoldWrites,
+    OfNode,
     ReAdd,
     Reconnect,
     RetireLeg,
@@ -40,7 +40,7 @@ from os_brick_nvmeof.agent.history import History
 from os_brick_nvmeof.agent.lastwords import LastWords
 from os_brick_nvmeof.agent.messages import Messages
 from os_brick_nvmeof.agent.metrics import Metrics
-from os_brick_nvmeof.agent.model import Limits, Place, Seen
+from os_brick_nvmeof.agent.model import Limits, Place, Seen, Wanted
 from os_brick_nvmeof.agent.observe import Observer
 from os_brick_nvmeof.agent.probes import Probes
 from os_brick_nvmeof.agent.round import Round
@@ -210,7 +210,7 @@ class Agent:
             wanted, before = self.wanted, self.memory
             self._ended.clear()
         now = self._clock()
-        seen = self.seen = self.observer.look(wanted)
+        seen = self.seen = self._look(wanted)
         with self._lock:
             memory = remember.look(self.memory, wanted, seen, now, self.limits)
             self.memory = memory
@@ -227,6 +227,10 @@ class Agent:
         self.metrics.silent.set(sum(one.unanswered > 1 for one in self.probes.seen().values()))
         self._save(lambda: self._publish(shown), "the status")
         return made
+
+    def _look(self, wanted: Wanted, *, reading: bool = True) -> Seen:
+        seen = self.observer.look(wanted, reading=reading)
+        return dataclasses.replace(seen, probed=self.probes.seen())
 
     def _tell_network(self, network: str) -> None:
         if network and not self._network:
@@ -268,7 +272,7 @@ class Agent:
         self.messages.put(level, f"{message}: volume {volume}", {"volume": volume, **details})
 
     def _still(self, action: Action) -> bool:
-        if isinstance(action, CutNode):
+        if isinstance(action, OfNode):
             # The kernel may have noticed the loss of one of several paths meanwhile.
             return action.key in [one.key for one in self._hasty(but=action.node).actions]
         with self._lock:
@@ -276,7 +280,7 @@ class Agent:
         volume = wanted.volume(action.volume)
         only = dataclasses.replace(wanted, volumes=(volume,) if volume else ())
         now = self._clock()
-        seen = self.observer.look(only)
+        seen = self._look(only)
         memory = remember.look(memory, only, seen, now, self.limits)
         return plan.still(action, Round(only, seen, memory, now, self.limits))
 
@@ -299,9 +303,7 @@ class Agent:
         with self._lock:
             wanted, memory = self.wanted, self.memory
         now = self._clock()
-        seen = dataclasses.replace(
-            self.observer.look(wanted, reading=False), probed=self.probes.seen()
-        )
+        seen = self._look(wanted, reading=False)
         memory = remember.look(memory, wanted, seen, now, self.limits)
         cut = {node: time for node, time in memory.cut.items() if node != but}
         memory = dataclasses.replace(memory, cut=cut)

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
 
+from os_brick_nvmeof.agent import silence
 from os_brick_nvmeof.agent.actions import Action, Export, Reconnect, SetTimeOuts
 from os_brick_nvmeof.agent.judge import LegView, Path, View
-from os_brick_nvmeof.agent.model import AVAILABLE, TERMINATING, Controller
+from os_brick_nvmeof.agent.model import AVAILABLE, LIVE, TERMINATING, Controller
 from os_brick_nvmeof.agent.round import Round
 from os_brick_nvmeof.conf import TimeOuts
 
@@ -24,7 +26,7 @@ def of_volume(this: Round, view: View) -> Iterator[Action]:
 def _time_outs(this: Round, view: View, leg: LegView) -> Iterator[Action]:
     wanted = this.limits.time_outs[view.volume.io_class]
     for one in leg.controllers:
-        if one.time_outs is not None and not _alike(one, wanted):
+        if one.time_outs is not None and not _alike(this, one, wanted):
             yield SetTimeOuts(
                 volume=view.volume.uuid,
                 controller=one.name,
@@ -34,13 +36,21 @@ def _time_outs(this: Round, view: View, leg: LegView) -> Iterator[Action]:
             )
 
 
-def _alike(one: Controller, wanted: TimeOuts) -> bool:
-    """Whether those are as wanted that can be changed: the keep-alive cannot."""
+def _alike(this: Round, one: Controller, wanted: TimeOuts) -> bool:
+    """Whether those are as wanted that can be changed: the keep-alive cannot.
+
+    The one for I/O counts from the loss of the connection, so it is set while there is one. It is
+    shorter while the node is in doubt.
+    """
     now = one.time_outs
+    if now is None:
+        return False
+    if one.state != LIVE or (now.fast_io_fail == 0 and silence.in_doubt(this, one)):
+        wanted = dataclasses.replace(wanted, fast_io_fail=now.fast_io_fail)
     delay, loss = wanted.reconnect_delay, wanted.ctrl_loss
     # The kernel keeps it as a number of tries.
     loss = loss if loss < 0 else math.ceil(loss / delay) * delay
-    return now is not None and (now.reconnect_delay, now.fast_io_fail, now.ctrl_loss) == (
+    return (now.reconnect_delay, now.fast_io_fail, now.ctrl_loss) == (
         delay,
         wanted.fast_io_fail,
         loss,

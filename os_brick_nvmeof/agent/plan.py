@@ -20,7 +20,7 @@ import dataclasses
 from collections.abc import Iterator
 
 from os_brick_nvmeof.agent import judge, ladder, paths, remember, reports, silence, tasks
-from os_brick_nvmeof.agent.actions import Action, CutNode
+from os_brick_nvmeof.agent.actions import Action, OfNode
 from os_brick_nvmeof.agent.model import Limits, Memory, Seen, Wanted
 from os_brick_nvmeof.agent.round import Note, Round
 
@@ -84,7 +84,7 @@ def hasten(wanted: Wanted, seen: Seen, memory: Memory, now: float, limits: Limit
     views = tuple(judge.view(volume, seen, memory) for volume in wanted.volumes)
     network = judge.network(wanted, views)
     found = tuple(silence.of_nodes(Round(wanted, seen, memory, now, limits), views))
-    actions = tuple(one for one in found if isinstance(one, CutNode))
+    actions = tuple(one for one in found if isinstance(one, OfNode))
     due = tuple(remember.due(memory, actions, now))
     return Plan(
         () if network else due,

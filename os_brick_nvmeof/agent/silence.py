@@ -12,6 +12,9 @@ All of this has to be so; what could not be told is not so:
 * Every volume that has a leg there can do without it: another leg is in sync, its path is live and
   its node answers, and none of the other legs in the array looks dead as well. Volumes with one
   replica wait for their node in any case. No connection to these portals is anybody else's.
+
+The kernel may lose the node before that: then its own time-out runs, and nothing shortens it any
+more. So it is 0 from when there is a doubt, and all else is so.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 
 from os_brick_nvmeof.agent import judge
-from os_brick_nvmeof.agent.actions import CutNode
+from os_brick_nvmeof.agent.actions import CutNode, OfNode, ShortenWait
 from os_brick_nvmeof.agent.judge import LegView, Path, View
 from os_brick_nvmeof.agent.model import LIVE, UNAVAILABLE, Controller, Place, Probed
 from os_brick_nvmeof.agent.round import Note, Round
@@ -73,14 +76,15 @@ def to_watch(views: Sequence[View]) -> dict[Portal, frozenset[str]]:
     return found
 
 
-def of_nodes(this: Round, views: Sequence[View]) -> Iterator[CutNode | Note]:
+def of_nodes(this: Round, views: Sequence[View]) -> Iterator[OfNode | Note]:
     """What is to be done about nodes that are silent, and why not."""
     if not this.limits.silence:
         return
     nodes = in_use(views)
     doubted = {name for name, node in nodes.items() if not _answers(this, node)}
     for name in sorted(doubted):
-        if not _dead(this, nodes[name]):
+        dead = _dead(this, nodes[name])
+        if not dead and not _waited_for(this, nodes[name]):
             continue
         users = [
             (view, leg)
@@ -92,10 +96,13 @@ def of_nodes(this: Round, views: Sequence[View]) -> Iterator[CutNode | Note]:
         if not inside:
             continue
         volume = min(view.volume.uuid for view in inside)
-        if why := _why_not(this, nodes, doubted, nodes[name], users):
+        why = _why_not(this, nodes, doubted, nodes[name], users)
+        if dead and why:
             yield Note(volume, "", f"node {name} is silent and left to the kernel: {why}")
-        else:
+        elif dead:
             yield _cut(this, nodes[name], volume)
+        elif not why:
+            yield from _shorten(this, nodes[name], volume)
 
 
 def _probed(this: Round, node: Node) -> list[Probed | None]:
@@ -105,6 +112,13 @@ def _probed(this: Round, node: Node) -> list[Probed | None]:
 def _answers(this: Round, node: Node) -> bool:
     """Whether somebody has just answered at one of its portals."""
     return any(one is not None and one.unanswered < DOUBT for one in _probed(this, node))
+
+
+def _waited_for(this: Round, node: Node) -> bool:
+    """Whether none of its portals answers, as far as a few probes can tell, and I/O waits."""
+    told = [one for one in _probed(this, node) if one is not None]
+    whole = len(told) == len(node.portals) and not node.strange
+    return whole and any(one.stalled for one in told)
 
 
 def _dead(this: Round, node: Node) -> bool:
@@ -178,15 +192,41 @@ def _in_no_array(this: Round, leg: LegView) -> bool:
 
 
 def _cut(this: Round, node: Node, volume: str) -> CutNode:
-    silent = min(one.silent for one in _probed(this, node) if one is not None)
     return CutNode(
         volume=volume,
         node=node.name,
         portals=node.portals,
-        controllers=frozenset(
-            (one.name, one.nqn)
-            for one in _there(this, node)
-            if one.state == LIVE and one.time_outs and one.time_outs.fast_io_fail >= 0
-        ),
-        reason=f"it has not answered for {silent:.1f} s and I/O waits for it",
+        controllers=_failing(this, node, at_least=0),
+        reason=f"it has not answered for {_silent(this, node):.1f} s and I/O waits for it",
+    )
+
+
+def _shorten(this: Round, node: Node, volume: str) -> Iterator[ShortenWait]:
+    controllers = _failing(this, node, at_least=1)
+    if controllers:
+        yield ShortenWait(
+            volume=volume,
+            node=node.name,
+            controllers=controllers,
+            reason=f"it has not answered for {_silent(this, node):.1f} s and may be dead",
+        )
+
+
+def _silent(this: Round, node: Node) -> float:
+    return min(one.silent for one in _probed(this, node) if one is not None)
+
+
+def _failing(this: Round, node: Node, *, at_least: int) -> frozenset[tuple[str, str]]:
+    """Live controllers to a node whose I/O fails when so many seconds, or more, have passed."""
+    return frozenset(
+        (one.name, one.nqn)
+        for one in _there(this, node)
+        if one.state == LIVE and one.time_outs and one.time_outs.fast_io_fail >= at_least
+    )
+
+
+def in_doubt(this: Round, one: Controller) -> bool:
+    """Whether nobody has answered lately where a controller goes."""
+    return any(
+        probed.unanswered >= DOUBT for portal, probed in this.seen.probed.items() if one.at(portal)
     )

@@ -23,6 +23,7 @@ class Probes:
 
     def __init__(self, host):
         self.host, self.watched, self.script = host, {}, []
+        self.silent = SILENT
         self.dead = set()
 
     def watch(self, portals):
@@ -31,7 +32,9 @@ class Probes:
     def seen(self):
         if self.script:
             self.dead = self.script.pop(0)
-        return {portal: SILENT if portal.address in self.dead else WELL for portal in self.watched}
+        return {
+            portal: self.silent if portal.address in self.dead else WELL for portal in self.watched
+        }
 
     def stop(self):
         self.watched = {}
@@ -109,6 +112,34 @@ def test_a_node_that_dies_without_a_word_is_cut_off_and_comes_back(host, run, cu
     run.rounds(5)
     assert host.in_sync() == {A, B}
     assert host.md.read("md127") == {b"second"}
+
+
+def test_a_node_in_doubt_that_the_kernel_loses_first_holds_no_io_up(host, run, cuts):
+    die(host, run, 1)
+    run.agent.probes.silent = Probed(2, 0.6, True)
+    run.agent.hasten()
+    assert cuts.fails == []
+    assert sorted(cuts.time_outs().values()) == ["0", "4"]
+    run.rounds(2)
+    assert sorted(cuts.time_outs().values()) == ["0", "4"]
+    # Its keep-alive is missed.
+    host.kernel.go(host.address(1), "silent")
+    (lost,) = [one for one in host.kernel.nvme.controllers.values() if one.state != "live"]
+    assert lost.fails == 0
+    run.agent.probes.dead = set()
+    assert "SetTimeOuts" not in run.rounds(2)
+    host.back(1)
+    host.settle(3)
+    run.rounds(2)
+    assert set(cuts.time_outs().values()) == {"4"}
+
+
+def test_a_node_that_answers_just_before_its_wait_is_shortened_keeps_it(host, run, cuts):
+    die(host, run, 1)
+    run.agent.probes.silent = Probed(2, 0.6, True)
+    run.agent.probes.script = [{host.address(1)}, set()]
+    run.agent.hasten()
+    assert set(cuts.time_outs().values()) == {"4"}
 
 
 def test_a_node_that_answers_just_before_is_left_alone(host, run, cuts):

@@ -39,9 +39,9 @@ class Case:
         return plan.hasten(wanted, seen, self.memory, now, self.limits)
 
     def left(self):
-        """Why nothing is done."""
+        """Why it is not cut off."""
         made = self.made()
-        assert made.actions == ()
+        assert "CutNode" not in [action.kind for action in made.actions]
         return made.network or " | ".join(note.text for note in made.notes)
 
 
@@ -57,6 +57,66 @@ def test_a_dead_node_is_cut_off(case):
     assert cut.controllers == {("nvme0", "nqn.of.n0")}
     assert "has not answered for 2.5 s" in cut.reason
     assert cut == case.made().actions[0]
+
+
+def shortened(case):
+    return [one.controllers for one in case.made().actions if one.kind == "ShortenWait"]
+
+
+def test_while_there_is_a_doubt_the_kernel_is_not_to_wait_when_it_loses_the_node(case):
+    portal = case.world.portal("n0")
+    case.probed[portal] = Probed(2, 0.6, True)
+    assert shortened(case) == [{("nvme0", "nqn.of.n0")}]
+    (made,) = case.made().actions
+    assert "has not answered for 0.6 s and may be dead" in made.reason
+    case.world.controllers["n0"] = dataclasses.replace(RIGHT, fast_io_fail=0)
+    assert shortened(case) == []
+    # It is cut off all the same when it has been silent for long enough.
+    case.probed[portal] = DEAD
+    assert case.made().actions[0].controllers == {("nvme0", "nqn.of.n0")}
+
+
+@pytest.mark.parametrize(
+    "probed",
+    [WELL, Probed(2, 0.6, False), Probed(2, 0.6, None), None],
+)
+def test_what_answers_or_is_not_waited_for_keeps_its_time_outs(case, probed):
+    del case.probed[case.world.portal("n0")]
+    if probed is not None:
+        case.probed[case.world.portal("n0")] = probed
+    assert shortened(case) == []
+
+
+def test_the_time_out_of_the_last_leg_stays(case):
+    case.probed[case.world.portal("n0")] = Probed(2, 0.6, True)
+    case.world.members[list(case.world.members)[1]] = Place.FAULTY
+    made = case.made()
+    assert (made.actions, made.notes) == ((), ())
+
+
+def test_where_the_operator_has_turned_the_time_out_off_it_stays_off(case):
+    case.probed[case.world.portal("n0")] = Probed(2, 0.6, True)
+    case.world.controllers["n0"] = dataclasses.replace(RIGHT, fast_io_fail=-1)
+    assert shortened(case) == []
+
+
+@pytest.mark.parametrize(
+    ("state", "probed", "put_right"),
+    [("live", Probed(2, 0.6, True), False), ("live", WELL, True), ("connecting", WELL, False)],
+)
+def test_the_time_out_is_put_right_when_the_node_answers_again(case, state, probed, put_right):
+    world = case.world
+    world.controllers["n0"] = dataclasses.replace(RIGHT, fast_io_fail=0)
+    seen = world.seen()
+    controllers = tuple(
+        dataclasses.replace(one, state=state) if one.name == "nvme0" else one
+        for one in seen.controllers
+    )
+    probed = {**case.probed, world.portal("n0"): probed}
+    seen = dataclasses.replace(seen, controllers=controllers, probed=probed)
+    memory = remember.look(case.memory, world.wanted(), seen, world.now, LIMITS)
+    made = plan.make(world.wanted(), seen, memory, world.now, LIMITS)
+    assert ("SetTimeOuts" in [action.kind for action in made.actions]) is put_right
 
 
 @pytest.mark.parametrize(
@@ -359,11 +419,14 @@ class Story:
         memory = remember.look(self.memory, wanted, seen, self.world.now, LIMITS)
         for action in plan.hasten(wanted, seen, memory, self.world.now, LIMITS).actions:
             self.memory = remember.begun(memory, action, self.world.now)
-            self.cut(action)
+            if action.kind == "CutNode":
+                if action.node not in self.dead:
+                    raise HarmError(f"{action.node} was slow, not dead")
+                self.cuts.append(action.node)
+            self.without(action)
 
-    def cut(self, action):
-        if action.node not in self.dead:
-            raise HarmError(f"{action.node} was slow, not dead")
+    def without(self, action):
+        """The volume has to do without this node."""
         silent = [node for node in self.world.up if self.known(node)]
         if 3 * len(silent) >= len(self.world.up):
             raise HarmError("it was the network")
@@ -372,7 +435,6 @@ class Story:
             raise HarmError("the last leg was cut off")
         if len([node for node in homes if self.known(node)]) > 1:
             raise HarmError("two legs of a volume looked dead")
-        self.cuts.append(action.node)
 
 
 NODES = [f"n{number}" for number in range(6)]
