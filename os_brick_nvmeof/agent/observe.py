@@ -2,7 +2,8 @@
 """Looking at the host: sysfs, and superblocks where sysfs does not tell.
 
 Everything is read anew at each look, but for what a superblock told of an array whose members are
-the same. What cannot be read is None.
+the same. What cannot be read is None. Superblocks are read at once and for a bounded time: what
+does not answer by then is as if it could not be read, in this look.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import TypeVar
 
 from oslo_log import log
 
-from os_brick_nvmeof import arrays, superblock, sysfs
+from os_brick_nvmeof import arrays, superblock, sysfs, waiting
 from os_brick_nvmeof.agent.model import (
     ARRAY,
     LIVE,
@@ -28,6 +29,7 @@ from os_brick_nvmeof.agent.model import (
     Superblock,
     Wanted,
 )
+from os_brick_nvmeof.agent.reads import Reads
 from os_brick_nvmeof.conf import TimeOuts
 from os_brick_nvmeof.context import Context
 
@@ -36,6 +38,9 @@ T = TypeVar("T")
 MULTIPATH = "sys/module/nvme_core/parameters/multipath"
 # Seconds for which what a superblock says of its array is good while no member changes.
 KEPT = 60.0
+# Seconds for all superblocks of one look, and for those that are asked first.
+READ_SECONDS = 6.0
+_FIRST_SECONDS = 3.0
 _NEVER = "off"
 # As md/sync_action says it.
 _IDLE = "idle"
@@ -60,6 +65,7 @@ class Observer:
         self._ctx = ctx
         self._root = ctx.host.root
         self._told: dict[str, _Told] = {}
+        self._reads = Reads(ctx)
 
     def states(self) -> dict[str, str]:
         """States of all controllers: a glance that costs little."""
@@ -98,15 +104,15 @@ class Observer:
         namespaces = _attempt(lambda: self._namespaces(nqns, controllers), "namespaces")
         live = {one.nqn for one in controllers or () if one.state == LIVE}
         reached = {one.name for one in namespaces or () if one.nqn in live and reading}
-        found = _attempt(lambda: self._arrays(reached), "arrays")
-        blocks: dict[str, Superblock] = {}
-        if found is not None and namespaces is not None:
-            blocks = self._superblocks(wanted, namespaces, found, reached)
+        shown = _attempt(self._arrays, "arrays")
+        free = [] if shown is None else self._free_legs(wanted, namespaces or (), shown, reached)
+        contents = _attempt(lambda: self._tell(shown or (), free, reached), "superblocks") or {}
+        blocks = {one.uuid: _superblock(contents.get(one.name)) for one in free}
         return Seen(
             controllers=controllers,
             namespaces=namespaces,
-            arrays=found,
-            superblocks=blocks,
+            arrays=None if shown is None else tuple(self._named(one) for one in shown),
+            superblocks={leg: told for leg, told in blocks.items() if told is not None},
             host_nqn=self._ctx.host_nqn,
             multipath=(_attempt(self._multipath, "multipath") or "N") == "Y",
         )
@@ -165,24 +171,25 @@ class Observer:
 
     # -- md ---------------------------------------------------------------------------------------
 
-    def _arrays(self, reached: set[str]) -> tuple[Array, ...]:
+    def _arrays(self) -> tuple[Array, ...]:
+        """What sysfs shows of them."""
         found = []
         names = arrays.names(self._root)
         for name in names:
             one = arrays.look(self._root, name)
             if one is not None and self._md(name, "level") == "raid1":
-                found.append(self._array(one, reached))
-        self._told = {name: told for name, told in self._told.items() if name in names}
+                found.append(self._array(one))
+        for name in set(self._told).difference(names):
+            self._told.pop(name, None)
         return tuple(found)
 
     def _md(self, name: str, attribute: str) -> str:
         return sysfs.read(f"{self._root}/{sysfs.BLOCK}/{name}/md/{attribute}") or ""
 
-    def _array(self, one: arrays.Array, reached: set[str]) -> Array:
+    def _array(self, one: arrays.Array) -> Array:
         members = tuple(
             Member(each.name, self._uuid(one.name, each.name), _place(each)) for each in one.members
         )
-        told = self._tell(one, members, reached)
         action = self._md(one.name, "sync_action")
         # An idle array has nothing to say of it, and there are many.
         idle = action == _IDLE
@@ -190,8 +197,8 @@ class Observer:
         running = total.strip().isdigit() and done.strip().isdigit()
         return Array(
             name=one.name,
-            uuid=one.uuid or (told.uuid if told else ""),
-            alias=told.alias if told else "",
+            uuid=one.uuid,
+            alias="",
             state=one.state,
             slots=one.places,
             members=members,
@@ -201,7 +208,6 @@ class Observer:
             speed=0 if idle else _number(self._md(one.name, "sync_speed")) or 0,
             speed_min=_number(self._md(one.name, "sync_speed_min")),
             speed_max=_number(self._md(one.name, "sync_speed_max")),
-            events=told.events if told else 0,
         )
 
     def _uuid(self, array: str, device: str) -> str:
@@ -210,36 +216,79 @@ class Observer:
         path = f"{self._root}/{sysfs.BLOCK}/{array}/md/dev-{device}/block"
         return (sysfs.read(f"{path}/uuid") or "").lower()
 
-    def _tell(
-        self, one: arrays.Array, members: tuple[Member, ...], reached: set[str]
-    ) -> _Told | None:
-        """Name, UUID and event counter from the superblock of a member that can be read."""
-        key = frozenset((each.device, each.uuid, each.place) for each in members)
-        known, now = self._told.get(one.name), self._ctx.clock()
-        if known and (known.members, known.state) == (key, one.state) and now - known.time < KEPT:
-            return known
-        good = [each for each in members if each.place is Place.IN_SYNC and each.device in reached]
-        for each in good:
-            content = self._read(each.device)
-            if isinstance(content, superblock.Superblock):
-                alias = content.name.rpartition(":")[2]
-                told = _Told(now, key, one.state, content.array_uuid, alias, content.events)
-                self._told[one.name] = told
-                return told
-        # What it is called does not change; what was counted does.
-        same = known is not None and bool({name for name, *_ in known.members} & one.names)
-        return dataclasses.replace(known, events=0) if known is not None and same else None
+    def _named(self, one: Array) -> Array:
+        """With name, UUID and event counter, as superblocks told them."""
+        told = self._told.get(one.name)
+        if told is None:
+            return one
+        if not self._fresh(one, told):
+            # What it is called does not change; what was counted does.
+            before = {device for device, *_ in told.members}
+            if not any(each.device in before for each in one.members or ()):
+                return one
+            told = dataclasses.replace(told, events=0)
+        return dataclasses.replace(
+            one, uuid=one.uuid or told.uuid, alias=told.alias, events=told.events
+        )
+
+    def _fresh(self, one: Array, told: _Told | None) -> bool:
+        """Whether what was told of an array holds: nothing changed, and it is not long ago."""
+        now = self._ctx.clock()
+        return told is not None and (
+            (told.members, told.state) == (_key(one), one.state) and now - told.time < KEPT
+        )
 
     # -- superblocks ------------------------------------------------------------------------------
 
-    def _superblocks(
+    def _tell(
+        self, shown: Iterable[Array], free: Iterable[Namespace], reached: set[str]
+    ) -> dict[str, superblock.Content]:
+        """Read superblocks: of each array that is not known one member, and the next one when that
+        does not tell; and of the legs that are free. Gives what was read, by device."""
+        whole = waiting.Deadline(self._ctx.clock, READ_SECONDS)
+        deadline = waiting.Deadline(self._ctx.clock, _FIRST_SECONDS)
+        asked = {
+            one.name: (one, [each.device for each in one.members or () if _tells(each, reached)])
+            for one in shown
+            if not self._fresh(one, self._told.get(one.name))
+        }
+        contents: dict[str, superblock.Content] = {}
+        told: set[str] = set()
+        names = {each.name for each in free}
+        while not whole.passed:
+            now = {
+                name: devices.pop(0)
+                for name, (_, devices) in asked.items()
+                if devices and name not in told
+            }
+            names.update(now.values())
+            if not names:
+                break
+            contents.update(self._reads.of(sorted(names), deadline))
+            for name, device in now.items():
+                if self._take(asked[name][0], contents.get(device)):
+                    told.add(name)
+            names, deadline = set(), whole
+        return contents
+
+    def _take(self, one: Array, content: superblock.Content | None) -> bool:
+        """Keep what the superblock of a member says of its array; False when it says nothing."""
+        if not isinstance(content, superblock.Superblock):
+            return False
+        alias, now = content.name.rpartition(":")[2], self._ctx.clock()
+        self._told[one.name] = _Told(
+            now, _key(one), one.state, content.array_uuid, alias, content.events
+        )
+        return True
+
+    def _free_legs(
         self,
         wanted: Wanted,
         namespaces: Iterable[Namespace],
         found: Iterable[Array],
         reached: set[str],
-    ) -> dict[str, Superblock]:
-        """Of legs that are in no array: they may be put in."""
+    ) -> list[Namespace]:
+        """Legs that are in no array: they may be put in."""
         legs = {leg.uuid for volume in wanted.volumes if volume.replicated for leg in volume.legs}
         inside = {
             member.uuid
@@ -247,24 +296,26 @@ class Observer:
             for member in array.members or ()
             if array.running and member.place is not Place.FAULTY
         }
-        blocks = {}
-        for one in namespaces:
-            if one.uuid in legs - inside and one.name in reached and self._free(one.name):
-                told = _superblock(self._read(one.name))
-                if told is not None:
-                    blocks[one.uuid] = told
-        return blocks
+        return [
+            one
+            for one in namespaces
+            if one.uuid in legs - inside and one.name in reached and self._free(one.name)
+        ]
 
     def _free(self, device: str) -> bool:
         """Whether nothing but an array is made of a device."""
         return all(name.startswith("md") for name in sysfs.holders(self._root, device))
 
-    def _read(self, device: str) -> superblock.Content:
-        size = sysfs.size(self._root, device) or 0
-        return arrays.read(self._ctx, f"/dev/{device}", size)
+
+def _key(one: Array) -> frozenset[tuple[str, str, Place]]:
+    return frozenset((each.device, each.uuid, each.place) for each in one.members or ())
 
 
-def _superblock(content: superblock.Content) -> Superblock | None:
+def _tells(member: Member, reached: set[str]) -> bool:
+    return member.place is Place.IN_SYNC and member.device in reached
+
+
+def _superblock(content: superblock.Content | None) -> Superblock | None:
     if isinstance(content, superblock.Superblock):
         return Superblock(ARRAY, content.array_uuid, content.events)
     if isinstance(content, superblock.Blank):
