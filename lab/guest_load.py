@@ -22,11 +22,13 @@ _BLOCKS = 256
 
 
 class Loop(threading.Thread):
-    """Repeats an operation; ``name`` is for the answer."""
+    """Repeats an operation; ``name`` is for the answer, ``pause`` in seconds between two."""
 
-    def __init__(self, name: str, once: Callable[[int], None]) -> None:
+    def __init__(
+        self, name: str, once: Callable[[int], None], pause: float = _PAUSE_SECONDS
+    ) -> None:
         super().__init__(name=name, daemon=True)
-        self._once = once
+        self._once, self._pause = once, pause
         self._since: float | None = None
         self._longest = 0.0
         self._count = 0
@@ -43,7 +45,7 @@ class Loop(threading.Thread):
             self._longest = max(self._longest, time.monotonic() - self._since)
             self._since = None
             self._count += 1
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(self._pause)
 
     def told(self) -> dict[str, object]:
         """What was seen so far."""
