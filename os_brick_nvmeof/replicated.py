@@ -31,7 +31,7 @@ from os_brick_nvmeof.context import Context
 from os_brick_nvmeof.freshness import Absent, Assemble, Create, Mode, Refuse, Unreachable, View
 from os_brick_nvmeof.paths import LegDevice, LegOutcome
 from os_brick_nvmeof.props import GIB, REPLICATED, Leg, Volume
-from os_brick_nvmeof.superblock import Superblock
+from os_brick_nvmeof.superblock import Superblock, Unknown
 
 LOG = logging.getLogger(__name__)
 
@@ -141,12 +141,46 @@ def _decide(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> fre
     """
     seconds = ctx.conf[conf.GROUP].device_timeout
     for _ in range(_READS if volume.shared else 1):
-        views = _views(ctx, volume, outcomes, waiting.Deadline(ctx.clock, seconds))
+        deadline = waiting.Deadline(ctx.clock, seconds)
+        views = _views(ctx, volume, outcomes, deadline)
+        views = _once_more(ctx, volume, outcomes, views, deadline)
         decision = freshness.decide(volume, views)
         sound = sum(isinstance(view.seen, Superblock) for view in views)
         if isinstance(decision, Assemble) and len(decision.members) == sound:
             break
     return decision
+
+
+def _once_more(
+    ctx: Context,
+    volume: Volume,
+    outcomes: Sequence[LegOutcome],
+    views: list[View],
+    deadline: waiting.Deadline,
+) -> list[View]:
+    """Read the legs again when some could not be read: a connection may be lost for a moment.
+
+    It is waited for if the volume cannot do without the leg, ``connect_timeout`` at most and not
+    beyond the deadline. All are read again, so that what is judged is of one moment.
+    """
+    unknown = {view.leg.uuid for view in views if isinstance(view.seen, Unknown)}
+    failed = [one for one in outcomes if one.device and one.leg.uuid in unknown]
+    if not failed:
+        return views
+    needed = isinstance(freshness.decide(volume, views), Refuse)
+    patience = min(deadline.left, ctx.conf[conf.GROUP].connect_timeout) if needed else 0
+
+    def away() -> list[str]:
+        return [one.leg.uuid for one in failed if legs.usable(ctx, one.leg) != one.device]
+
+    waiting.until(ctx, lambda: not away(), waiting.Deadline(ctx.clock, patience))
+    gone = away()
+    if len(gone) == len(failed):
+        return views
+    LOG.info("%s: %d legs could not be read; all are read again", volume, len(failed))
+    again = waiting.Deadline(ctx.clock, max(deadline.left, _SHORT))
+    second = _views(ctx, volume, [one for one in outcomes if one.leg.uuid not in gone], again)
+    return [old if old.leg.uuid in gone else new for old, new in zip(views, second, strict=True)]
 
 
 def _views(

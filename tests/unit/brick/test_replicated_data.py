@@ -253,17 +253,6 @@ def test_a_leg_that_lost_its_place_by_one_update_is_not_taken_for_good(both):
     assert both.md.read("md127") == {b"new"}
 
 
-def test_a_leg_that_cannot_be_read(world):
-    world.used()
-    world.md.udev = False
-    world.kernel.refusing["read"] = errno.EIO
-    with pytest.raises(errors.StaleError, match="cannot be read"):
-        world.attach()
-    world.settle()
-    assert world.everything() == NOTHING
-    assert len(runs(world)) == 2
-
-
 def test_a_leg_that_cannot_be_added_does_not_fail_the_attach(world):
     stale_first(world)
     world.md.fails["--re-add"] = "--re-add is not possible"
