@@ -75,6 +75,10 @@ class Brick:
                 raise LabError(f"{self._machine.name}: os-brick did not start:\n{log.stdout}")
             time.sleep(0.5)
 
+    def stop(self) -> None:
+        """Stop it; fine when it does not run."""
+        self._machine.run(["systemctl", "stop", self.unit], check=False)
+
     def _active(self) -> bool:
         active = self._machine.run(["systemctl", "is-active", "-q", self.unit], check=False)
         return active.returncode == 0

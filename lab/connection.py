@@ -18,13 +18,14 @@ _ASKER = attach.Asker(_HOST)
 
 @dataclass(frozen=True)
 class Leg:
-    """A leg. ``addresses``: of its portals, all with ``port``."""
+    """A leg. ``addresses``: of its portals, all with ``port`` and ``transport`` (of the wire)."""
 
     uuid: str
     nqn: str
     addresses: Sequence[str]
     port: int
     node: str
+    transport: str = "TCP"
 
 
 class _Provisioner:
@@ -61,7 +62,9 @@ def connection_info(
             PublishedReplica(
                 uuid=leg.uuid,
                 target_nqn=leg.nqn,
-                portals=[Portal(ip=ip, port=leg.port, transport="TCP") for ip in leg.addresses],
+                portals=[
+                    Portal(ip=ip, port=leg.port, transport=leg.transport) for ip in leg.addresses
+                ],
                 replica_state=REPLICA_AVAILABLE,
                 backend_id=leg.node,
             )

@@ -128,17 +128,20 @@ _SECURITY = [
     cfg.StrOpt(
         "dhchap_secret",
         secret=True,
-        help="DH-HMAC-CHAP key of this host, 'DHHC-1:...', if the storage nodes ask for one.",
+        help="DH-HMAC-CHAP key of this host, 'DHHC-1:...' as 'nvme gen-dhchap-key' prints it. "
+        "Storage nodes that do not ask for one are connected to without it.",
     ),
     cfg.StrOpt(
         "dhchap_ctrl_secret",
         secret=True,
-        help="DH-HMAC-CHAP key that storage nodes have to prove.",
+        help="DH-HMAC-CHAP key that storage nodes have to prove when they ask for that of the "
+        "host. The kernel asks no proof of a node that does not ask for one itself.",
     ),
     cfg.BoolOpt(
         "tls",
         default=False,
-        help="Connect over TLS with the pre-shared keys of the kernel's key ring (tlshd must run).",
+        help="Connect over TLS with the pre-shared keys of the kernel's key ring .nvme (Linux 6.7 "
+        "and later; tlshd must run). NVMe/TCP only: connections of NVMe/RDMA are made without.",
     ),
 ]
 OPTS = [*_PLAIN, *_REPLICATED, *_BOTH, *_ARRAY, *_SECURITY]

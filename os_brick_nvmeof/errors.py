@@ -67,6 +67,12 @@ class UnreachableError(KumoBrickError, exception.TargetPortalNotFound):
     code = "Unreachable"
 
 
+class SecurityError(UnreachableError):
+    """A connection cannot have the keys, or the TLS, that its options or its node ask for."""
+
+    code = "Security"
+
+
 class NamespaceMissingError(KumoBrickError, exception.VolumeDeviceNotFound):
     """The subsystem is connected and definitely does not offer the namespace."""
 

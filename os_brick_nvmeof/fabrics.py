@@ -8,6 +8,7 @@ Done as nvme-cli does it, without a process: connect options are written to /dev
 from __future__ import annotations
 
 import errno
+import functools
 import math
 import os
 import re
@@ -15,7 +16,7 @@ from collections.abc import Iterable
 
 from oslo_log import log as logging
 
-from os_brick_nvmeof import conf, errors, sysfs, waiting
+from os_brick_nvmeof import conf, errors, security, sysfs, waiting
 from os_brick_nvmeof.context import Context
 from os_brick_nvmeof.props import Portal
 
@@ -79,28 +80,37 @@ def connect_answering(
             found = _live(ctx, found, portal, deadline)
             set_time_outs(ctx, found, timeouts)
             return found, False
+        asked = security.options(ctx.conf[conf.GROUP], portal)
         try:
-            answer = _write(ctx, options(ctx, nqn, portal, timeouts))
+            security.check_known(portal, asked, functools.partial(_known, ctx))
+            answer = _write(ctx, ",".join([options(ctx, nqn, portal, timeouts), *asked]))
         except OSError as error:
             # Connected by somebody else just now: look again. Not found then, it has been
             # deleted in between, so once more; or another NQN of this host made it.
             if error.errno not in _CONNECTED:
-                raise unreachable(portal, _reason(error)) from error
+                raise _refused(ctx, portal, error) from error
             if again:
                 raise unreachable(portal, "connected already, but not by this host NQN") from error
             again = True
             continue
-        return _made(ctx, nqn, portal, answer, deadline), True
+        return _made(ctx, nqn, portal, answer, asked, deadline), True
 
 
 def _made(
-    ctx: Context, nqn: str, portal: Portal, answer: str, deadline: waiting.Deadline
+    ctx: Context,
+    nqn: str,
+    portal: Portal,
+    answer: str,
+    asked: list[str],
+    deadline: waiting.Deadline,
 ) -> sysfs.Controller:
     instance = _INSTANCE.search(answer)
     made = instance and sysfs.controller(ctx.host.root, f"nvme{instance.group(1)}", nqn)
     if not made:
         raise unreachable(portal, "the new connection was lost at once")
     try:
+        home = f"{ctx.host.root}/{sysfs.CONTROLLERS}/{made.name}"
+        security.check_made(portal, asked, sysfs.names(home))
         return _live(ctx, made, portal, deadline)
     except errors.UnreachableError:
         delete(ctx, made)
@@ -152,7 +162,7 @@ def waits(ctx: Context, controller: sysfs.Controller) -> bool:
 
 
 def options(ctx: Context, nqn: str, portal: Portal, timeouts: conf.TimeOuts) -> str:
-    """What to write to /dev/nvme-fabrics. It may hold secrets: never log it."""
+    """What to write to /dev/nvme-fabrics, but for keys and TLS: :mod:`os_brick_nvmeof.security`."""
     chosen = ctx.conf[conf.GROUP]
     given: list[tuple[str, object]] = [
         ("transport", portal.transport),
@@ -168,16 +178,11 @@ def options(ctx: Context, nqn: str, portal: Portal, timeouts: conf.TimeOuts) -> 
         ("ctrl_loss_tmo", timeouts.ctrl_loss),
         # The kernel's own default is never.
         ("fast_io_fail_tmo", "" if timeouts.fast_io_fail < 0 else timeouts.fast_io_fail),
-        ("dhchap_secret", chosen.dhchap_secret or ""),
-        ("dhchap_ctrl_secret", chosen.dhchap_ctrl_secret or ""),
     ]
     for name, value in given:
         if re.search(r"[,\s]", str(value)):
             raise errors.BadPropertiesError(f"{name} holds a comma or white space")
-    texts = [f"{name}={value}" for name, value in given if value != ""]
-    if chosen.tls and portal.transport == "tcp":
-        texts.append("tls")
-    return ",".join(texts)
+    return ",".join(f"{name}={value}" for name, value in given if value != "")
 
 
 def _write(ctx: Context, text: str) -> str:
@@ -195,12 +200,19 @@ def _write(ctx: Context, text: str) -> str:
 def _unknown(ctx: Context, text: str) -> set[str]:
     """Names of options in ``text`` that the kernel does not know."""
     given = {part.partition("=")[0] for part in text.split(",")}
+    known = _known(ctx)
+    return given & _OPTIONAL if known is None else given - known
+
+
+def _known(ctx: Context) -> set[str] | None:
+    """Names of the options that the kernel knows; None if it does not tell (before 5.17)."""
     try:
-        known = {part.partition("=")[0] for part in ctx.host.fabrics("").strip().split(",")}
+        return {part.partition("=")[0] for part in ctx.host.fabrics("").strip().split(",")}
     except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
         LOG.debug("The kernel does not tell its connect options: %s", error)
-        return given & _OPTIONAL
-    return given - known
+        return None
 
 
 def _without(text: str, unknown: set[str]) -> str:
@@ -306,10 +318,22 @@ def _attribute(ctx: Context, controller: sysfs.Controller, name: str, value: str
             raise
 
 
-def unreachable(portal: Portal, reason: str) -> errors.UnreachableError:
-    """The error of one portal."""
+def _refused(ctx: Context, portal: Portal, error: OSError) -> errors.UnreachableError:
+    """The error of a portal that answers, and of which the kernel makes no controller."""
+    found = security.explain(ctx.conf[conf.GROUP], portal, error)
+    if not found and error.errno in (errno.ENOENT, errno.EINVAL):
+        return errors.UnreachableError(
+            _reason(error),
+            portal=str(portal),
+            way_out=f"load the module nvme-{portal.transport}, and see the log of the kernel",
+        )
+    return found or unreachable(portal, _reason(error))
+
+
+def unreachable(portal: Portal | None, reason: str) -> errors.UnreachableError:
+    """The error of one portal, or of any if None."""
     return errors.UnreachableError(
-        reason, portal=str(portal), way_out="check the node and the network to it"
+        reason, portal=str(portal or ""), way_out="check the node and the network to it"
     )
 
 
@@ -318,5 +342,5 @@ def _reason(error: OSError) -> str:
         return "no answer in time"
     if error.errno == errno.EIO:
         # Any refusal of the Connect command ends as EIO (nvme_tcp_create_ctrl).
-        return "the subsystem refuses this host, or is not there"
+        return "the subsystem refuses this host or its keys, or is not there"
     return error.strerror or (os.strerror(error.errno) if error.errno else str(error))

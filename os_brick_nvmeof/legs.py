@@ -5,13 +5,14 @@ from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from oslo_log import log as logging
 
 from os_brick_nvmeof import conf, errors, fabrics, identify, portals, records, sysfs, waiting
 from os_brick_nvmeof.context import Context
-from os_brick_nvmeof.props import Leg, Volume
+from os_brick_nvmeof.props import Leg, Portal, Volume
 
 LOG = logging.getLogger(__name__)
 
@@ -130,17 +131,19 @@ class LegConnect:
             return False
         self._race.wait()
         if not fabrics.live(ctx, leg.nqn):
-            raise errors.UnreachableError(
-                "no portal can be connected: " + self._reasons(deadline),
-                way_out="check the node and the network to it",
-            )
+            raise self._unreached(deadline, self._race.failed)
         return True
 
-    def _reasons(self, deadline: waiting.Deadline) -> str:
-        failed = self._race.failed if self._race else {}
+    def _unreached(
+        self, deadline: waiting.Deadline, failed: Mapping[Portal, errors.UnreachableError]
+    ) -> errors.UnreachableError:
+        """What all portals have failed with, of the kind and with the way out of the gravest."""
         passed = round(deadline.seconds - deadline.left, 1)
-        silent = f"not connected after {passed:g} s"
-        return "; ".join(f"{each}: {failed.get(each, silent)}" for each in self.leg.portals)
+        silent = fabrics.unreachable(None, f"not connected after {passed:g} s")
+        found = {each: failed.get(each, silent) for each in self.leg.portals}
+        gravest = max(found.values(), key=lambda each: isinstance(each, errors.SecurityError))
+        reasons = "; ".join(f"{portal}: {each.text}" for portal, each in found.items())
+        return type(gravest)(f"no portal can be connected: {reasons}", way_out=gravest.way_out)
 
     def _device(self, fresh: bool, seconds: float) -> LegDevice | None:
         """Wait for the block device; None when the connection is lost.

@@ -55,7 +55,7 @@ class Race:
         )
         self.one = ctx.threads.event()
         self.all = ctx.threads.event()
-        self.failed: dict[Portal, str] = {}
+        self.failed: dict[Portal, errors.UnreachableError] = {}
         self._lock = threading.Lock()
         self._open = set(leg.portals)
         # Of portals that have answered: when their time is over; None before their turn.
@@ -167,9 +167,11 @@ class Race:
             removal.begin(self._ctx, [controller])
 
     def _fail(self, portal: Portal, error: Exception) -> None:
-        reason = error.text if isinstance(error, errors.KumoBrickError) else str(error)
-        LOG.info("Portal %s of %s: %s", portal, self._leg, reason)
-        self.failed[portal] = reason
+        if not isinstance(error, errors.UnreachableError):
+            text = error.text if isinstance(error, errors.KumoBrickError) else str(error)
+            error = fabrics.unreachable(portal, text)
+        LOG.info("Portal %s of %s: %s", portal, self._leg, error.text)
+        self.failed[portal] = error
         self._close(portal)
 
     def _close(self, *portals: Portal) -> None:

@@ -59,117 +59,21 @@ class Controller:
     state: str
 
 
-class Trial:
-    """A compute machine, storage nodes with volumes for it, and what happens on it."""
+class Host:
+    """What is on a compute machine.
 
-    def __init__(self, ctx: Context, chosen: str | None = None) -> None:
+    :param chosen: which os-brick it has, one of :data:`lab.brick_site.EDITIONS`.
+    """
+
+    def __init__(self, ctx: Context, chosen: str) -> None:
         self.ctx = ctx
-        self.edition = chosen or edition()
-        self.plane = ControlPlane(ctx.lab)
-        self.plane.start(ctx.progress)
-        self._client = self.plane.client()
-        self.volumes = Volumes(self._client)
+        self.edition = chosen
         self.machine = ctx.lab.compute[0]
-        self.compute = self.computer()
-        self._made: list[str] = []
-        self._clear_old()
-        ctx.note(f"os-brick: {self.edition}, {self.compute.brick.call('kind')[0]}")
-
-    def _clear_old(self) -> None:
-        """Remove what a failed run has left in a lab that was kept."""
-        self.force_clear()
-        for volume in self._client.volumes():
-            self._client.unpublish(UnpublishRequest(vol_id=volume.uuid))
-            self._client.delete_volume(volume.uuid)
-
-    def computer(self, chosen: str | None = None, multipath: bool = False) -> Compute:
-        """The compute machine with an edition of os-brick."""
-        seconds = _STOCK_CALL_SECONDS if self.stock else CALL_SECONDS
-        found = Compute(
-            self.machine, self.volumes.request, chosen or self.edition, multipath, seconds
-        )
-        found.start()
-        return found
 
     @property
     def stock(self) -> bool:
         """Whether stock os-brick is watched."""
         return self.edition == brick_site.STOCK
-
-    @contextlib.contextmanager
-    def patient(self, **options: float) -> Iterator[None]:
-        """Other time-outs for our connector: options of its section."""
-        if self.stock:
-            yield
-            return
-        brick = self.compute.brick
-        brick.call("configure", group=GROUP, options=options)
-        try:
-            yield
-        finally:
-            brick.call("configure", group=GROUP, options=dict.fromkeys(options))
-
-    @contextlib.contextmanager
-    def case(self, text: str) -> Iterator[None]:
-        """One step, which a stock os-brick may fail."""
-        try:
-            with self.ctx.step(f"{self.edition}: {text}"):
-                yield
-        except Exception as error:
-            if not self.stock:
-                raise
-            self.ctx.note(f"STOCK FAILS: {str(error).splitlines()[0][:300]}")
-            self.force_clear()
-
-    def create(self, replicas: int, gib: int = 1, down_time: int = 0) -> str:
-        """Make a volume that is deleted at the end; see :meth:`lab.volumes.Volumes.create`."""
-        made = self.volumes.create(replicas, gib, down_time)
-        self._made.append(made)
-        return made
-
-    def filled(self, replicas: int) -> tuple[str, str]:
-        """A detached volume with data on it: its uuid, and what :meth:`digest` tells of it."""
-        volume = self.create(replicas)
-        attachment = self.compute.attach(volume)
-        wrote = self.write(attachment.path, volume)
-        self.compute.detach(attachment)
-        self.check_empty()
-        return volume, wrote
-
-    def renewed(self, volume: str, wrote: str) -> tuple[str, str]:
-        """With stock, another volume of two legs: an earlier case may have spoilt this one."""
-        return self.filled(2) if self.stock else (volume, wrote)
-
-    def holds(self, attachment: Attachment) -> bool:
-        """Whether an attachment is still there: with stock, a case that failed clears all."""
-        there = attachment.identifier in self.volumes.attachments
-        if not there:
-            self.ctx.note("STOCK: the next case is not tried, it needs what the last one has lost")
-        return there
-
-    def standing(self, attachment: Attachment) -> Attachment:
-        """An attachment, or another one of its volume if it is gone (:meth:`holds`)."""
-        if attachment.identifier in self.volumes.attachments:
-            return attachment
-        return self.compute.reserve(attachment.volume)
-
-    def close(self) -> None:
-        """Delete all volumes; nothing may be left anywhere.
-
-        :raises LabError: something is.
-        """
-        try:
-            if self.stock:
-                self.force_clear()
-            self.volumes.clear()
-            for volume in self._made:
-                self.volumes.delete(volume)
-        finally:
-            self._client.close()
-        left = inventory(self.ctx.lab)
-        self.ctx.check(not any(left.values()), f"left behind: {left}")
-
-    # What is on the compute machine
 
     def run(self, command: str, timeout: float = 120.0) -> str:
         """Output of a command on the compute machine."""
@@ -250,6 +154,110 @@ class Trial:
         while left := [*self.controllers(), *self.arrays()]:
             self.ctx.check(time.monotonic() < deadline, f"left on the host: {left}")
             time.sleep(0.5)
+
+
+class Trial(Host):
+    """A compute machine, storage nodes with volumes for it, and what happens on it."""
+
+    def __init__(self, ctx: Context, chosen: str | None = None) -> None:
+        super().__init__(ctx, chosen or edition())
+        self.plane = ControlPlane(ctx.lab)
+        self.plane.start(ctx.progress)
+        self._client = self.plane.client()
+        self.volumes = Volumes(self._client)
+        self.compute = self.computer()
+        self._made: list[str] = []
+        self._clear_old()
+        ctx.note(f"os-brick: {self.edition}, {self.compute.brick.call('kind')[0]}")
+
+    def _clear_old(self) -> None:
+        """Remove what a failed run has left in a lab that was kept."""
+        self.force_clear()
+        for volume in self._client.volumes():
+            self._client.unpublish(UnpublishRequest(vol_id=volume.uuid))
+            self._client.delete_volume(volume.uuid)
+
+    def computer(self, chosen: str | None = None, multipath: bool = False) -> Compute:
+        """The compute machine with an edition of os-brick."""
+        seconds = _STOCK_CALL_SECONDS if self.stock else CALL_SECONDS
+        found = Compute(
+            self.machine, self.volumes.request, chosen or self.edition, multipath, seconds
+        )
+        found.start()
+        return found
+
+    @contextlib.contextmanager
+    def patient(self, **options: float) -> Iterator[None]:
+        """Other time-outs for our connector: options of its section."""
+        if self.stock:
+            yield
+            return
+        brick = self.compute.brick
+        brick.call("configure", group=GROUP, options=options)
+        try:
+            yield
+        finally:
+            brick.call("configure", group=GROUP, options=dict.fromkeys(options))
+
+    @contextlib.contextmanager
+    def case(self, text: str) -> Iterator[None]:
+        """One step, which a stock os-brick may fail."""
+        try:
+            with self.ctx.step(f"{self.edition}: {text}"):
+                yield
+        except Exception as error:
+            if not self.stock:
+                raise
+            self.ctx.note(f"STOCK FAILS: {str(error).splitlines()[0][:300]}")
+            self.force_clear()
+
+    def create(self, replicas: int, gib: int = 1, down_time: int = 0) -> str:
+        """Make a volume that is deleted at the end; see :meth:`lab.volumes.Volumes.create`."""
+        made = self.volumes.create(replicas, gib, down_time)
+        self._made.append(made)
+        return made
+
+    def filled(self, replicas: int) -> tuple[str, str]:
+        """A detached volume with data on it: its uuid, and what :meth:`digest` tells of it."""
+        volume = self.create(replicas)
+        attachment = self.compute.attach(volume)
+        wrote = self.write(attachment.path, volume)
+        self.compute.detach(attachment)
+        self.check_empty()
+        return volume, wrote
+
+    def renewed(self, volume: str, wrote: str) -> tuple[str, str]:
+        """With stock, another volume of two legs: an earlier case may have spoilt this one."""
+        return self.filled(2) if self.stock else (volume, wrote)
+
+    def holds(self, attachment: Attachment) -> bool:
+        """Whether an attachment is still there: with stock, a case that failed clears all."""
+        there = attachment.identifier in self.volumes.attachments
+        if not there:
+            self.ctx.note("STOCK: the next case is not tried, it needs what the last one has lost")
+        return there
+
+    def standing(self, attachment: Attachment) -> Attachment:
+        """An attachment, or another one of its volume if it is gone (:meth:`holds`)."""
+        if attachment.identifier in self.volumes.attachments:
+            return attachment
+        return self.compute.reserve(attachment.volume)
+
+    def close(self) -> None:
+        """Delete all volumes; nothing may be left anywhere.
+
+        :raises LabError: something is.
+        """
+        try:
+            if self.stock:
+                self.force_clear()
+            self.volumes.clear()
+            for volume in self._made:
+                self.volumes.delete(volume)
+        finally:
+            self._client.close()
+        left = inventory(self.ctx.lab)
+        self.ctx.check(not any(left.values()), f"left behind: {left}")
 
     def force_clear(self) -> None:
         """Remove every array, connection and attachment, whoever made them.

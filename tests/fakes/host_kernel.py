@@ -53,6 +53,9 @@ class Kernel:
     :ivar options: connect options that the kernel knows; None: it does not tell them.
     :ivar lacking: attributes of controllers that this kernel does not have.
     :ivar refusing: "fabrics", or an attribute -> errno that it answers next time, once.
+    :ivar log: the kernel's log, as far as connect options get into it.
+    :ivar authenticates: it was built with NVME_HOST_AUTH (NVME_AUTH before Linux 6.7).
+    :ivar tls_keys: NQNs of subsystems that its key ring has a key for. ``tlshd``: that runs.
     :ivar dirty: block devices with unwritten data in the page cache.
     :ivar calls: what was asked of the host, in order.
     :ivar kill_at: the process is killed in the call of that index; None: never. ``kill_late``:
@@ -71,6 +74,10 @@ class Kernel:
         self.tells_options = True
         self.lacking = set()
         self.refusing = {}
+        self.log = []
+        self.authenticates = True
+        self.tls_keys = set()
+        self.tlshd = False
         self.dirty = set()
         self.connect_seconds = 0.02
         self.delete_seconds = 0.01
@@ -280,7 +287,7 @@ class Kernel:
         """Seconds until it ends, and the errno, or 0."""
         options = dict(part.partition("=")[::2] for part in job.text.split(","))
         job.options = options
-        if set(options) - set(self.options) or {"transport", "traddr", "nqn"} - set(options):
+        if not self._parsed(job.text) or {"transport", "traddr", "nqn"} - set(options):
             return 0, errno.EINVAL
         for each in self.nvme.controllers.values():
             same = ("transport", "traddr", "trsvcid", "nqn", "hostnqn")
@@ -295,12 +302,37 @@ class Kernel:
             return 0.001, errno.ECONNREFUSED
         return self.connect_seconds, self._permit(options)
 
+    def _parsed(self, text):
+        """Whether all options are good; if not, the log tells (nvmf_parse_options)."""
+        for part in text.split(","):
+            name, _, value = part.partition("=")
+            if name not in self.options:
+                self.log.append(f"unknown parameter or missing value '{part}'")
+                return False
+            if name.startswith("dhchap") and (len(value) < 11 or not value.startswith("DHHC-1:")):
+                self.log.append(f"Invalid DH-CHAP secret {value}")
+                return False
+        return True
+
     def _permit(self, options):
+        # nvme_tcp_create_ctrl, nvme_tcp_start_tls, nvme_auth_negotiate of Linux 6.12.
+        if "tls" in options and options["nqn"] not in self.tls_keys:
+            return errno.ENOKEY
+        if "tls" in options and not self.tlshd:
+            return errno.ESRCH
         target = self.targets.get(options["nqn"])
         wanted = (options["transport"], options["traddr"], options["trsvcid"])
         if not target or wanted not in target.portals or options["hostnqn"] not in target.hosts:
             return errno.EIO
-        return 0
+        if not target.keys:
+            return 0
+        if not self.authenticates:
+            return errno.EIO
+        given = [options.get(name) for name in ("dhchap_secret", "dhchap_ctrl_secret")]
+        if not given[0]:
+            return errno.ENOKEY
+        good = all(each in (None, key) for each, key in zip(given, target.keys, strict=True))
+        return 0 if good else errno.EKEYREJECTED
 
     def _end(self, job, number, waited=0.0):
         behaviour = self.nodes.get((job.options or {}).get("traddr"), SILENT)

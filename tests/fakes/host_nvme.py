@@ -35,6 +35,7 @@ class Target:
     """A subsystem at a node.
 
     :ivar hosts: NQNs of the hosts that may connect.
+    :ivar keys: DH-HMAC-CHAP keys of host and controller; empty: it does not ask for any.
     :ivar quiet: it sends no events (AEN) when its namespaces change.
     """
 
@@ -44,6 +45,7 @@ class Target:
     portals: tuple
     volumes: dict = dataclasses.field(default_factory=dict)
     quiet: bool = False
+    keys: tuple = ()
 
     def publish(self, uuid, size=1 << 30, block_size=512, nsid=None):
         """Offer a namespace; hosts learn of it."""
@@ -156,6 +158,8 @@ class Nvme:
             "reset_controller": "",
             "state": LIVE,
         }
+        for name in ("dhchap_secret", "dhchap_ctrl_secret") if self.kernel.authenticates else ():
+            own[name] = options.get(name, "none")
         for name, value in own.items():
             if name not in self.kernel.lacking:
                 self._file(f"{home}/{name}", value)

@@ -13,7 +13,6 @@ NQN = "nqn.node1.plain"
 PORTAL = Portal("10.0.0.1", "4420", "tcp")
 SIX = Portal("fd00::1", "4420", "tcp")
 RDMA = Portal("10.0.0.1", "4420", "rdma")
-SECRET = "DHHC-1:00:c2VjcmV0:"
 PLAIN = conf.TimeOuts(keep_alive=5, reconnect_delay=2, fast_io_fail=-1, ctrl_loss=-1)
 REPLICATED = conf.TimeOuts(keep_alive=2, reconnect_delay=1, fast_io_fail=1, ctrl_loss=30)
 
@@ -55,18 +54,13 @@ def test_an_address_written_in_another_way_is_the_same(kernel):
     assert fabrics.connect(kernel.context(), NQN, other, PLAIN) == made
 
 
-def test_options_of_security_and_queues(kernel):
-    ctx = kernel.context(
-        dhchap_secret=SECRET, dhchap_ctrl_secret=SECRET, tls=True, io_queues=0, queue_size=64
-    )
-    fabrics.connect(ctx, NQN, PORTAL, REPLICATED)
+def test_options_of_queues(kernel):
+    fabrics.connect(kernel.context(io_queues=0, queue_size=64), NQN, PORTAL, REPLICATED)
     (text,) = written(kernel)
     assert text.endswith(
-        "queue_size=64,keep_alive_tmo=2,reconnect_delay=1,ctrl_loss_tmo=30,fast_io_fail_tmo=1,"
-        f"dhchap_secret={SECRET},dhchap_ctrl_secret={SECRET},tls"
+        "queue_size=64,keep_alive_tmo=2,reconnect_delay=1,ctrl_loss_tmo=30,fast_io_fail_tmo=1"
     )
     assert "nr_io_queues" not in text
-    assert ",tls" not in fabrics.options(ctx, NQN, RDMA, PLAIN)
 
 
 def test_a_value_cannot_bring_another_option(kernel):
@@ -84,18 +78,6 @@ def test_a_kernel_without_fast_io_fail(kernel, caplog, tells):
     assert "cannot do fast_io_fail_tmo" in caplog.text
     # Nor can it be set later.
     fabrics.connect(kernel.context(), NQN, PORTAL, REPLICATED)
-
-
-def test_security_is_never_left_out(kernel, caplog):
-    kernel.options.remove("tls")
-    with pytest.raises(errors.UnreachableError, match="does not know tls"):
-        fabrics.connect(kernel.context(tls=True), NQN, PORTAL, PLAIN)
-    kernel.options.remove("dhchap_secret")
-    kernel.tells_options = False
-    with pytest.raises(errors.UnreachableError, match="Invalid argument") as caught:
-        fabrics.connect(kernel.context(dhchap_secret=SECRET), NQN, PORTAL, PLAIN)
-    assert SECRET not in str(caught.value) + caplog.text
-    assert kernel.controllers() == []
 
 
 def test_invalid_for_another_reason(kernel):

@@ -244,3 +244,10 @@ def test_the_process_that_is_to_be_killed_makes_the_call(monkeypatch, broken, co
     request = {"call": "connect", "arguments": {"data": {"broken": broken}}, "kill_after": 1}
     with pytest.raises(ExitError, match=str(code)):
         guest_brick.perform(FakeBrick(), json.dumps(request).encode())
+
+
+def test_it_talks_when_it_is_asked_to(monkeypatch):
+    levels = []
+    monkeypatch.setattr(guest_brick.logging, "basicConfig", lambda level: levels.append(level))
+    guest_brick.Brick.__new__(guest_brick.Brick).talk()
+    assert levels == [guest_brick.logging.DEBUG]
