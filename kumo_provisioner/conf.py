@@ -217,8 +217,8 @@ PLACEMENT_OPTS = [
         "capacity_weight",
         default=1.0,
         min=0.0,
-        help="How much the sold part of a pool's capacity counts when the least used pool is "
-        "looked for. 0 ignores it.",
+        help="How much the part of a pool's capacity that is sold or really occupied, whichever "
+        "is more, counts when the least used pool is looked for. 0 ignores it.",
     ),
     cfg.FloatOpt(
         "guarantee_weight",
@@ -231,6 +231,21 @@ PLACEMENT_OPTS = [
         default=1.0,
         min=0.0,
         help="How much the use of the last minutes counts, likewise.",
+    ),
+    cfg.IntOpt(
+        "assumed_iops",
+        default=100_000,
+        min=0,
+        help="Operations per second that a pool counts as delivering when the least used pool is "
+        "looked for and nobody knows what it delivers, so that a busy pool comes after an idle "
+        "one. Nothing is guaranteed and nothing is refused because of it. 0: use does not "
+        "count there.",
+    ),
+    cfg.IntOpt(
+        "assumed_bw",
+        default=1_000_000,
+        min=0,
+        help="KB/s, likewise.",
     ),
     cfg.IntOpt(
         "attempts",

@@ -84,7 +84,9 @@ class Rules:
     :ivar max_fill: part of a pool that may be occupied before it gets nothing new.
     :ivar hot: part of what a pool or node delivers that may be in use before it gets nothing new.
     :ivar fresh_since: use that was told before this time (ms) is not known any more.
-    :ivar capacity: how much sold capacity counts; ``guarantees`` and ``use`` likewise.
+    :ivar capacity: how much sold or occupied capacity counts; ``guarantees`` and ``use`` likewise.
+    :ivar assumed_iops: operations per second that a pool counts as delivering for its weight when
+        nobody knows; 0 when nothing is to be assumed. ``assumed_bw`` in KB/s.
     """
 
     max_fill: float = 1.0
@@ -93,6 +95,8 @@ class Rules:
     capacity: float = 1.0
     guarantees: float = 1.0
     use: float = 1.0
+    assumed_iops: int = 0
+    assumed_bw: int = 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -42,6 +42,8 @@ def rules(conf: cfg.ConfigOpts) -> Rules:
         capacity=chosen.capacity_weight,
         guarantees=chosen.guarantee_weight,
         use=chosen.use_weight,
+        assumed_iops=chosen.assumed_iops,
+        assumed_bw=chosen.assumed_bw,
     )
 
 

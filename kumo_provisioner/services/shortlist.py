@@ -171,14 +171,17 @@ _SOLD = _larger(
 _USE = case(
     (
         _POOL.used_at >= _whole("fresh_since"),
-        _larger(_part(_POOL.iops, _MAX_IOPS), _part(_POOL.bw, _MAX_BW)),
+        _larger(
+            _part(_POOL.iops, case((_MAX_IOPS > 0, _MAX_IOPS), else_=_whole("assumed_iops"))),
+            _part(_POOL.bw, case((_MAX_BW > 0, _MAX_BW), else_=_whole("assumed_bw"))),
+        ),
     ),
     else_=_number("none"),
 )
 # What kumo_provisioner.placement.weights.weight computes.
 _WEIGHT = (
     _number("by_capacity")
-    * (_POOL.charged_bytes + _whole("charge"))
+    * _larger(_POOL.charged_bytes + _whole("charge"), _POOL.used_bytes)
     / case((_POOL.total_bytes > 0, _POOL.total_bytes), else_=1)
     + _number("by_guarantees") * _SOLD
     + _number("by_use") * _USE
@@ -235,6 +238,8 @@ def best(session: Session, ask: Ask, rules: Rules) -> tuple[list[Candidate], flo
         "by_capacity": rules.capacity,
         "by_guarantees": rules.guarantees,
         "by_use": rules.use,
+        "assumed_iops": rules.assumed_iops,
+        "assumed_bw": rules.assumed_bw,
         **narrowed,
     }
     query = _statement(tuple(narrowed))

@@ -404,6 +404,24 @@ def test_a_hot_node_gets_nothing_new(core):
         volumes.create(core, T, volume("two", replicas=2))
 
 
+def test_a_busy_node_that_nobody_measured_comes_last(core):
+    nodes = [add_node(core) for _ in range(3)]
+    busy = nodes[1]
+    with core.db.write() as session:
+        session.execute(
+            update(models.Pool)
+            .where(models.Pool.backend_id == busy.persistent_id)
+            .values(iops=50_000, used_at=now_ms())
+        )
+    held = []
+    for number in range(4):
+        uid = volumes.create(core, T, volume(f"v{number}", gib=10))
+        held.append(node_of(core, shown(core, uid).location[0]))
+    assert busy not in held
+    uid = volumes.create(core, T, volume("all", replicas=3))
+    assert busy in [node_of(core, place) for place in shown(core, uid).location]
+
+
 def test_free_space_is_what_new_volumes_could_have(core, three):
     assert info.get(core).total_free_space == 300
     volumes.create(core, T, volume(gib=10))

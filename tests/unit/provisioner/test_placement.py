@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Placement: what holds for every fleet and every request."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -63,7 +64,8 @@ ASKS = st.builds(
 )
 RULES = st.builds(
     Rules, max_fill=st.sampled_from([0.5, 1.0]), hot=st.sampled_from([0.5, 1.0, 9.0]),
-    fresh_since=st.sampled_from([0, 500]),
+    fresh_since=st.sampled_from([0, 500]), assumed_iops=st.sampled_from([0, 40]),
+    assumed_bw=st.sampled_from([0, 40]),
 )  # fmt: skip
 
 
@@ -194,6 +196,33 @@ def test_guarantees_sold_and_use_weigh_as_well_as_capacity():
     assert ids(placement.place(fleet, Ask(3, GIB), weighed)) == ["b", "c", "a"]
     # What was told long ago is not known any more.
     assert ids(placement.place(fleet, Ask(1, GIB), Rules(fresh_since=11))) == ["c"]
+
+
+def test_what_is_really_occupied_weighs_where_it_is_more_than_what_is_sold():
+    fleet = [
+        node("filled", charged=10 * GIB, used=60 * GIB),
+        node("sold", charged=50 * GIB, used=GIB),
+        node("neither", charged=20 * GIB, used=20 * GIB),
+    ]
+    assert ids(placement.place(fleet, Ask(3, GIB))) == ["neither", "sold", "filled"]
+
+
+def test_a_busy_pool_of_which_nobody_knows_what_it_delivers_comes_later_and_is_not_refused():
+    fleet = [
+        node("busy", iops=90_000, used_at=10),
+        node("streaming", bw=700_000, used_at=10),
+        node("idle", charged=GIB, iops=10, used_at=10),
+    ]
+    assumed = Rules(assumed_iops=100_000, assumed_bw=1_000_000, hot=0.5)
+    assert ids(placement.place(fleet, Ask(3, GIB), assumed)) == ["idle", "streaming", "busy"]
+    with pytest.raises(errors.NoSpaceError, match="nobody declared"):
+        placement.place(fleet, Ask(1, GIB, iops=1), assumed)
+    # What is known counts, not what is assumed.
+    known = [fleet[0]._replace(max_iops=10_000_000), fleet[1]]
+    assert ids(placement.place(known, Ask(2, GIB), assumed)) == ["busy", "streaming"]
+    # What was told long ago is not known any more, and nothing may be assumed.
+    for rules in (dataclasses.replace(assumed, fresh_since=11), Rules()):
+        assert ids(placement.place(fleet, Ask(3, GIB), rules))[-1] == "idle"
 
 
 def test_the_emptiest_pool_of_a_node_is_taken():
