@@ -10,6 +10,7 @@ ended when the agent starts.
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import threading
 from collections.abc import Callable
@@ -89,7 +90,10 @@ def _let_go(ctx: Context, name: str) -> None:
 
 
 class Hold:
-    """One hold. The caller has the lock of the volume.
+    """One hold: :meth:`keep` under the lock of the volume, then :meth:`tell` without.
+
+    Whatever may hang has a thread of its own: the kernel, which waits for I/O under way, and the
+    provisioner.
 
     :param stopping: the agent is to end.
     """
@@ -109,71 +113,115 @@ class Hold:
         self._guard = guard
         self._lock = threading.Lock()
         self._held = False
+        # The kernel has taken what holds the writes, or refused it.
+        self._written = False
+        # The writes go on.
+        self._over = ctx.threads.event()
         self._deadline = waiting.Deadline(ctx.clock, action.seconds)
+        self._asking: waiting.Call[str] | None = None
+        self._status = ""
 
-    def run(self, good: Callable[[], bool]) -> bool:
-        """Hold, tell, wait, let go, tell; gives whether the snapshot was taken meanwhile.
+    def keep(self, good: Callable[[], bool]) -> None:
+        """Hold, tell, wait, let go; takes the time of the action and :data:`GRACE` at most.
 
         :param good: whether all legs that are captured are in sync and the array is clean.
         :raises NotNowError: the array is gone.
-        :raises VendorError: the end could not be told.
+        :raises OSError: it could not be held.
         """
         array = arrays.look(self._ctx.host.root, self._action.name)
         if array is None:
             raise NotNowError(f"{self._action.name} is gone")
         self._deadline = waiting.Deadline(self._ctx.clock, self._action.seconds)
         call_off = self._guard(_path(self._action.name), self._action.seconds + GRACE)
-        timer = threading.Timer(self._action.seconds, self.end)
-        timer.daemon = True
+
+        def let_go() -> bool:
+            in_time = self.end()
+            call_off()
+            return in_time
+
+        self._held = True
+        status = ""
         try:
-            timer.start()
+            waiting.Call(self._ctx, self._expire, "kumo-hold-end")
             status = self._held_for(array, good)
         finally:
-            in_time = self.end()
-            timer.cancel()
-            call_off()
-        if status == TAKEN:
-            status = "Success" if in_time else "HoldExpired"
-        done = status == "Success"
-        self._tell(FINISHED if done else FAILED, status, 100.0 if done else 0.0)
+            ended = waiting.Call(self._ctx, let_go, "kumo-hold-end")
+            in_time = ended.wait(waiting.Deadline(self._ctx.clock, GRACE)) and ended.result()
+            if status == TAKEN:
+                status = "Success" if in_time else "HoldExpired"
+            self._status = status
+
+    def tell(self) -> bool:
+        """Say how it ended; gives whether the snapshot was taken meanwhile.
+
+        A question that is under way is waited for, so that its answer does not come later.
+
+        :raises VendorError: the end could not be told.
+        """
+        if self._asking:
+            self._asking.awaited()
+        done = self._status == "Success"
+        self._report(FINISHED if done else FAILED, self._status, 100.0 if done else 0.0)
         return done
 
     def _held_for(self, array: arrays.Array, good: Callable[[], bool]) -> str:
         """Why it ends."""
-        self._begin(array)
+        begin = functools.partial(self._begin, array)
+        begun = waiting.Call(self._ctx, begin, "kumo-hold")
+        if not begun.wait(self._deadline):
+            return "HoldExpired"
+        begun.result()
         if not waiting.until(self._ctx, good, self._deadline):
             return "NotEnoughReplicas"
+        self._asking = waiting.Call(self._ctx, self._ask, "kumo-hold-ask")
+        return self._asking.result() if self._asking.wait(self._deadline) else "HoldExpired"
+
+    def _begin(self, array: arrays.Array) -> None:
+        """Hold. The kernel waits for the I/O that is under way, which a leg may delay."""
+        sectors = array.size // sysfs.SECTOR
         try:
-            self._tell(RUNNING, "", 0.0)
-            return self._wait()
+            self._ctx.host.write(f"{_path(array.name)}/suspend_lo", "0")
+            self._ctx.host.write(f"{_path(array.name)}/suspend_hi", str(sectors))
+        finally:
+            with self._lock:
+                self._written = True
+                late = not self._held
+            if late:
+                self._let_go()
+
+    def _expire(self) -> None:
+        if not self._over.wait(self._action.seconds):
+            self.end()
+
+    def _ask(self) -> str:
+        try:
+            self._report(RUNNING, "", 0.0)
+            while not self._deadline.passed and not self._stopping.is_set():
+                task = self._vendor.task(self._action.task)
+                if task is None or task.state == FAILED:
+                    return "GivenUp"
+                if task.status == TAKEN:
+                    return TAKEN
+                self._ctx.sleep(POLL)
         except VendorError as error:
             LOG.warning("The provisioner cannot be asked while writes are held: %s", error)
             return "CommunicationError"
-
-    def _begin(self, array: arrays.Array) -> None:
-        with self._lock:
-            self._held = True
-            sectors = array.size // sysfs.SECTOR
-            self._ctx.host.write(f"{_path(array.name)}/suspend_lo", "0")
-            self._ctx.host.write(f"{_path(array.name)}/suspend_hi", str(sectors))
-
-    def _wait(self) -> str:
-        while not self._deadline.passed and not self._stopping.is_set():
-            task = self._vendor.task(self._action.task)
-            if task is None or task.state == FAILED:
-                return "GivenUp"
-            if task.status == TAKEN:
-                return TAKEN
-            self._ctx.sleep(POLL)
         return "HoldExpired"
 
     def end(self) -> bool:
         """Let the writes go; False when that had been done before, or time is up."""
         with self._lock:
             held, self._held = self._held, False
-            if held:
-                _let_go(self._ctx, self._action.name)
+            mine = held and self._written
+        if mine:
+            self._let_go()
+        # Otherwise another thread does it: :meth:`_begin` where the kernel has not taken it yet.
+        self._over.wait()
         return held and not self._deadline.passed
 
-    def _tell(self, state: str, status: str, progress: float) -> None:
+    def _let_go(self) -> None:
+        _let_go(self._ctx, self._action.name)
+        self._over.set()
+
+    def _report(self, state: str, status: str, progress: float) -> None:
         self._vendor.report_task(self._action.task, state=state, status=status, progress=progress)

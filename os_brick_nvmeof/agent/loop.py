@@ -437,14 +437,18 @@ class Agent:
             volume = wanted.volume(action.volume)
             if volume is None:
                 return False
-            seen = self.observer.look(dataclasses.replace(wanted, volumes=(volume,)))
+            only = dataclasses.replace(wanted, volumes=(volume,))
+            # No device is read: one that hangs would take the time of the hold.
+            seen = self.observer.look(only, reading=False)
             view = judge.view(volume, seen, memory)
             legs = {one.uuid for one in view.legs if one.place is Place.IN_SYNC}
             clean = view.array is not None and view.array.state == "clean"
             return clean and action.legs <= legs
 
+        made = hold.Hold(self.ctx, self.vendor, action, self.stopping, self._guard)
         with self.ctx.locks.volume(action.volume):
-            hold.Hold(self.ctx, self.vendor, action, self.stopping, self._guard).run(good)
+            made.keep(good)
+        made.tell()
 
     def _note(self, action: Action, problem: str, definite: bool, new: str) -> None:
         now = self._clock()

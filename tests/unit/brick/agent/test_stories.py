@@ -433,6 +433,78 @@ def test_writes_go_on_when_the_provisioner_goes_away(host, run):
     assert held(host)[-1] == "0"
 
 
+@pytest.mark.parametrize("hangs", ["task", "report_task"])
+def test_a_provisioner_that_hangs_keeps_neither_writes_nor_a_detach_waiting(
+    host, run, monkeypatch, hangs
+):
+    run.rounds(2)
+    hold_task(host)
+    sim, ask = host.kernel.sim, getattr(host.storage, hangs)
+
+    def slow(*args, **given):
+        sim.sleep(30)
+        return ask(*args, **given)
+
+    monkeypatch.setattr(host.storage, hangs, slow)
+    begun, free = sim.now, []
+
+    def detach():
+        sim.sleep(0.1)
+        with host.ctx.locks.volume(VOLUME):
+            free.append((sim.now - begun, held(host)[-1]))
+
+    sim.start(detach, "detach")
+    run.round(0)
+    ((seconds, last),) = free
+    assert (last, 2 <= seconds <= 2 + hold.GRACE) == ("0", True)
+    assert ended(host)[-1] == ("FAILED", "HoldExpired")
+    # What was told late came before the end.
+    assert ended(host).count(("RUNNING", "")) == 1
+    assert run.guarded[-1] == "off"
+
+
+@pytest.mark.parametrize("which", ["begin", "end"])
+def test_a_kernel_that_waits_for_io_under_way_keeps_no_detach_waiting(
+    host, run, monkeypatch, which
+):
+    run.rounds(2)
+    host.storage.script = [lambda: None, hold_task(host)]
+    sim, write = host.kernel.sim, host.kernel.write
+
+    def slow(path, value):
+        if path.endswith("suspend_hi") and (value == "0") == (which == "end"):
+            sim.sleep(8)
+        write(path, value)
+
+    monkeypatch.setattr(host.kernel, "write", slow)
+    begun, free = sim.now, []
+
+    def detach():
+        sim.sleep(0.05)
+        with host.ctx.locks.volume(VOLUME):
+            free.append(sim.now - begun)
+
+    sim.start(detach, "detach")
+    run.round(0)
+    host.settle(0.1)
+    assert free[0] <= 2 + hold.GRACE + 0.2
+    assert ended(host)[-1] == ("FAILED", "HoldExpired")
+    # It is guarded until the writes go on.
+    assert run.guarded[-1] != "off"
+    host.settle(10)
+    assert held(host)[-1] == "0"
+    assert run.guarded[-1] == "off"
+
+
+def test_an_array_that_cannot_be_held_is_let_go(host, run):
+    run.rounds(2)
+    hold_task(host)
+    host.kernel.refusing["suspend_hi"] = errno.EINVAL
+    run.round()
+    assert held(host) == ["0"]
+    assert run.guarded[-1] == "off"
+
+
 def test_nothing_is_held_when_the_guard_cannot_be_started(host, run):
     run.rounds(2)
     hold_task(host)
