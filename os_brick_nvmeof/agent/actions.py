@@ -148,6 +148,14 @@ class Restart(OfArray):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class FinishRestart(Action):
+    """Assemble what :class:`Restart` has stopped and not brought up again, unless it was detached
+    meanwhile."""
+
+    rank: ClassVar[int] = 15
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FailLeg(OfMember):
     """Let the array go on without a leg that has no live path."""
 

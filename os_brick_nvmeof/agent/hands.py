@@ -13,7 +13,17 @@ from collections.abc import Callable
 
 from oslo_log import log
 
-from os_brick_nvmeof import arrays, fabrics, md, paths, props, replicated, sysfs, waiting
+from os_brick_nvmeof import (
+    arrays,
+    fabrics,
+    md,
+    paths,
+    props,
+    records,
+    replicated,
+    sysfs,
+    waiting,
+)
 from os_brick_nvmeof import conf as connector_conf
 from os_brick_nvmeof.agent import cutting
 from os_brick_nvmeof.agent.actions import (
@@ -22,6 +32,7 @@ from os_brick_nvmeof.agent.actions import (
     ConfirmRemoval,
     CutNode,
     FailLeg,
+    FinishRestart,
     OfArray,
     OfMember,
     OfNode,
@@ -92,6 +103,8 @@ class Hands:
                 self._cut(action)
             case Restart():
                 self._restart(volume, action)
+            case FinishRestart():
+                self._finish_restart(volume, action)
             case FailLeg():
                 self._locked(action, lambda: self._flag(action, action.device, "faulty"))
             case ReAdd() | AddSpare():
@@ -215,15 +228,33 @@ class Hands:
     def _restart(self, volume: Volume, action: Restart) -> None:
         """As an attach does it. md does not stop what somebody has open; then nothing has changed.
 
-        An array that is not there any more after a failure is brought up by the next attach.
+        An array that is not there any more after a failure, or when we are killed, is brought up by
+        :meth:`_finish_restart`.
         """
         ctx, given = self._ctx, volume_of(volume)
         with ctx.locks.volume(action.volume):
             with ctx.locks.array(action.array):
                 self._check(action)
+                self._note_attached(volume)
                 md.stop(ctx, given, self._look(action), waiting.Deadline(ctx.clock, STOP_SECONDS))
             LOG.info("%s of %s was broken and is assembled anew", action.name, given)
             replicated.attach(ctx, given)
+
+    def _finish_restart(self, volume: Volume, action: FinishRestart) -> None:
+        with self._ctx.locks.volume(action.volume):
+            self._check(action)
+            known = [records.of(self._ctx, leg.nqn).get(leg.uuid) for leg in volume.legs]
+            if records.ATTACHED in known:
+                replicated.attach(self._ctx, volume_of(volume))
+            else:
+                LOG.info("Volume %s was detached before it was assembled anew", volume.uuid)
+
+    def _note_attached(self, volume: Volume) -> None:
+        """Have records that a detach changes: stock os-brick writes none."""
+        for nqn in sorted({leg.nqn for leg in volume.legs if leg.nqn}):
+            with self._ctx.locks.subsystem(nqn):
+                uuids = [leg.uuid for leg in volume.legs if leg.nqn == nqn]
+                records.note(self._ctx, nqn, uuids, records.ATTACHED)
 
     def _flag(self, action: OfArray, device: str, word: str) -> None:
         """Write to ``md/dev-*/state``, as mdadm does (Documentation/admin-guide/md.rst)."""

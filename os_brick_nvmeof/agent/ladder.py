@@ -11,6 +11,7 @@ from os_brick_nvmeof.agent.actions import (
     AskReplacement,
     ConfirmRemoval,
     FailLeg,
+    FinishRestart,
     ReAdd,
     RemoveLeg,
     Restart,
@@ -89,6 +90,18 @@ def _restart(view: View, array: Array) -> Iterator[Action | Note]:
             name=array.name,
             reason="it is broken and its legs are back",
         )
+
+
+def unfinished(this: Round, view: View) -> Iterator[Action | Note]:
+    """An array that was stopped to be assembled anew, and is not up."""
+    volume, array = view.volume, view.array
+    if volume.uuid not in this.memory.restarts or (array is not None and array.running):
+        return
+    yield Note(volume.uuid, "", "its array was stopped to be assembled anew and is not up yet")
+    needed = [leg for leg in view.legs if leg.leg.state == AVAILABLE]
+    told = this.seen.arrays is not None
+    if told and not volume.shared and all(leg.path is Path.LIVE for leg in needed):
+        yield FinishRestart(volume=volume.uuid, reason="it was stopped and is not up again")
 
 
 # -- out and in again -----------------------------------------------------------------------------

@@ -29,10 +29,12 @@ from os_brick_nvmeof.agent.actions import (
     ConfirmRemoval,
     Export,
     FailLeg,
+    FinishRestart,
     HoldWrites,
     OfNode,
     ReAdd,
     Reconnect,
+    Restart,
     RetireLeg,
 )
 from os_brick_nvmeof.agent.hands import ActError, Hands, NotNowError
@@ -219,7 +221,7 @@ class Agent:
             self.ask.set()
         self._tell_network(made.network)
         self._follow(made.views, now)
-        if (memory.lost, memory.asked) != (before.lost, before.asked):
+        if remember.durable(memory) != remember.durable(before):
             self._save_memory("the memory")
         with self._lock:
             shown = status.make(wanted, memory, made, now, self.last, self.history)
@@ -469,7 +471,7 @@ class Agent:
         self.metrics.actions.labels(action.kind, "failed" if problem else "done").inc()
         if problem:
             LOG.warning("%s failed: %s", action.key, problem)
-        if isinstance(action, AskReplacement):
+        if isinstance(action, AskReplacement | Restart | FinishRestart):
             self._save_memory("the memory")
         if action.kind in _TOLD and not problem:
             details = {"leg": action.about, "reason": action.reason}

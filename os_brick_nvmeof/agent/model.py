@@ -359,6 +359,7 @@ class Memory:
     :ivar counted: when event counters of a volume were reported last.
     :ivar cut: when the connections to a node were ended last, by its id.
     :ivar told: states of legs as they were reported last, by volume.
+    :ivar restarts: when it was begun to assemble the array of a volume anew.
     """
 
     lost: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -369,6 +370,7 @@ class Memory:
     counted: Mapping[str, float] = dataclasses.field(default_factory=dict)
     cut: Mapping[str, float] = dataclasses.field(default_factory=dict)
     told: Mapping[str, Told] = dataclasses.field(default_factory=dict)
+    restarts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

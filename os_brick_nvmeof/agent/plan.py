@@ -101,6 +101,7 @@ def _allowed(action: Action, wanted: Wanted, network: str) -> bool:
 
 
 def _of_volume(this: Round, view: judge.View) -> Iterator[Action | Note]:
+    yield from ladder.unfinished(this, view)
     if not view.attached:
         return
     yield from paths.of_volume(this, view)

@@ -7,8 +7,25 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 
 from os_brick_nvmeof.agent import judge
-from os_brick_nvmeof.agent.actions import Action, AskReplacement, CutNode, ReportArray
-from os_brick_nvmeof.agent.model import Asked, Limits, Memory, Seen, Told, Tried, Volume, Wanted
+from os_brick_nvmeof.agent.actions import (
+    Action,
+    AskReplacement,
+    CutNode,
+    FinishRestart,
+    ReportArray,
+    Restart,
+)
+from os_brick_nvmeof.agent.model import (
+    BROKEN,
+    Asked,
+    Limits,
+    Memory,
+    Seen,
+    Told,
+    Tried,
+    Volume,
+    Wanted,
+)
 
 # Seconds to the second try, doubled each time, and the longest.
 FIRST_PAUSE = 1.0
@@ -44,6 +61,7 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
         asked=_asked(memory, wanted, now, limits),
         counted=_only(memory.counted, {volume.uuid for volume in wanted.volumes}),
         cut={node: time for node, time in memory.cut.items() if 0 <= now - time < limits.cut_pause},
+        restarts=_restarts(memory, wanted, views),
         # Of what was pulled after a report, the provisioner's own view counts.
         told={
             key: one
@@ -56,6 +74,20 @@ def look(memory: Memory, wanted: Wanted, seen: Seen, now: float, limits: Limits)
             if now < one.next + LONGEST_PAUSE and not any(leg in key for leg in back)
         },
     )
+
+
+def _restarts(memory: Memory, wanted: Wanted, views: Iterable[judge.View]) -> dict[str, float]:
+    """Those whose array does not run yet, or not anew."""
+    up = {
+        one.volume.uuid
+        for one in views
+        if one.array is not None and one.array.running and one.array.state != BROKEN
+    }
+    return {
+        volume: time
+        for volume, time in memory.restarts.items()
+        if volume not in up and (wanted.stale or wanted.volume(volume))
+    }
 
 
 def _since(times: dict[str, float], leg: str, yes: bool, now: float) -> None:
@@ -109,6 +141,11 @@ def _judged(volume: Volume, lost: str, one: Asked, now: float, limits: Limits) -
     return one if 0 <= now - one.time < limits.ask_again else None
 
 
+def durable(memory: Memory) -> tuple[Mapping[str, object], ...]:
+    """What is to be written down when a look has changed it."""
+    return memory.lost, memory.asked, memory.restarts
+
+
 # -- of what was done -----------------------------------------------------------------------------
 
 
@@ -116,6 +153,8 @@ def begun(memory: Memory, action: Action, now: float) -> Memory:
     """To be written down before the action is carried out."""
     if isinstance(action, CutNode):
         return dataclasses.replace(memory, cut={**memory.cut, action.node: now})
+    if isinstance(action, Restart):
+        return dataclasses.replace(memory, restarts={**memory.restarts, action.volume: now})
     if not isinstance(action, AskReplacement):
         return memory
     asked = Asked(now, action.volume, action.before)
@@ -124,10 +163,17 @@ def begun(memory: Memory, action: Action, now: float) -> Memory:
 
 def dropped(memory: Memory, action: Action) -> Memory:
     """Nothing was done, since the situation had changed."""
+    if isinstance(action, Restart):
+        return _restarted(memory, action)
     if not isinstance(action, CutNode):
         return memory
     cut = {node: time for node, time in memory.cut.items() if node != action.node}
     return dataclasses.replace(memory, cut=cut)
+
+
+def _restarted(memory: Memory, action: Action) -> Memory:
+    restarts = {uuid: time for uuid, time in memory.restarts.items() if uuid != action.volume}
+    return dataclasses.replace(memory, restarts=restarts)
 
 
 def done(memory: Memory, action: Action, now: float, *, new: str = "") -> Memory:
@@ -138,6 +184,8 @@ def done(memory: Memory, action: Action, now: float, *, new: str = "") -> Memory
         # The time becomes that of the answer: a view from before it does not have the leg.
         asked = dataclasses.replace(memory.asked[action.leg], new=new, time=now)
         memory = dataclasses.replace(memory, asked={**memory.asked, action.leg: asked})
+    if isinstance(action, Restart | FinishRestart):
+        memory = _restarted(memory, action)
     if isinstance(action, ReportArray):
         states = {leg: state for leg, state, _ in action.legs}
         memory = dataclasses.replace(

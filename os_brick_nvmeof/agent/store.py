@@ -96,6 +96,7 @@ def _memory(told: Mapping[str, Any]) -> Memory:
         counted={key: float(value) for key, value in told["counted"].items()},
         # Agents before did not write it.
         cut={key: float(value) for key, value in told.get("cut", {}).items()},
+        restarts={key: float(value) for key, value in told.get("restarts", {}).items()},
     )
 
 
