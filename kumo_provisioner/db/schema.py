@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
+from collections.abc import Iterator
 
 import alembic.command
 import alembic.config
@@ -28,16 +30,17 @@ def _config() -> alembic.config.Config:
 def upgrade(engine: sqlalchemy.Engine) -> None:
     """Bring the schema to the newest version.
 
+    On SQLite all or nothing of it is done.
+
     :raises ConfigError: when the database cannot be used, or is newer than this program.
     """
     config = _config()
     try:
-        with engine.connect() as connection:
+        with engine.connect() as connection, _references_checked_at_the_end(connection):
             if engine.dialect.name in ("mysql", "mariadb"):
                 _set_collation(connection, engine.url.database or "")
             config.attributes["connection"] = connection
             alembic.command.upgrade(config, "head")
-            connection.commit()
     except sqlalchemy.exc.DBAPIError as exc:
         raise unusable(engine, exc) from exc
     except alembic.util.CommandError as exc:
@@ -45,6 +48,48 @@ def upgrade(engine: sqlalchemy.Engine) -> None:
             f"the schema of the database is not known here: {exc}",
             way_out="run the release that made it, or a newer one",
         ) from exc
+
+
+@contextlib.contextmanager
+def _references_checked_at_the_end(connection: sqlalchemy.Connection) -> Iterator[None]:
+    """Commit what is done inside, on SQLite only if every row that is referred to is there.
+
+    SQLite cannot change a column: Alembic makes the table anew and drops the old one, which is an
+    error as long as rows refer to it, unless foreign keys are off. That has to be said before the
+    transaction, and the rows be checked before its end ("Making Other Kinds Of Table Schema
+    Changes", sqlite.org/lang_altertable.html).
+
+    :raises ConfigError: when rows refer to others that are not there; nothing was changed.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        connection.commit()
+        return
+    raw = connection.connection.cursor()
+    raw.execute("PRAGMA foreign_keys = OFF")
+    try:
+        before = current(connection)
+        yield
+        if current(connection) != before:
+            _check_references(connection)
+        connection.commit()
+    finally:
+        connection.rollback()
+        raw.execute("PRAGMA foreign_keys = ON")
+        raw.close()
+
+
+def _check_references(connection: sqlalchemy.Connection) -> None:
+    # Table, row, table that is referred to, number of the key (sqlite.org/pragma.html).
+    found = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    if found:
+        table, row, other, _ = found[0]
+        raise errors.ConfigError(
+            f"the database {connection.engine.url.render_as_string()} cannot be brought up to "
+            f"date: {len(found)} rows refer to others that are not there, the first is row {row} "
+            f"of {table}, which refers to {other}",
+            way_out="nothing was changed; restore a copy of the database that is whole",
+        )
 
 
 def _set_collation(connection: sqlalchemy.Connection, database: str) -> None:
