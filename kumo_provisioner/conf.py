@@ -245,7 +245,7 @@ PLACEMENT_OPTS = [
         "assumed_bw",
         default=1_000_000,
         min=0,
-        help="KB/s, likewise.",
+        help="KB/s that such a pool counts as delivering, likewise.",
     ),
     cfg.IntOpt(
         "attempts",
