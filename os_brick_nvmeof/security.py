@@ -88,8 +88,7 @@ def check_known(portal: Portal, given: list[str], known: Callable[[], set[str] |
 def explain(chosen: cfg.GroupAttr, portal: Portal, error: OSError) -> errors.SecurityError | None:
     """What a refused connect has to do with keys or TLS; None if that is not known.
 
-    The errnos are those of Linux 6.12 (drivers/nvme/host/auth.c, tcp.c); before 6.10 any refusal of
-    a key is EIO.
+    The errnos are those that Linux 6.12 was seen to answer with (drivers/nvme/host/auth.c, tcp.c).
 
     :param error: of a connect to a portal that answers.
     """
