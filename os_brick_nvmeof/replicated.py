@@ -228,6 +228,8 @@ def _check_size(ctx: Context, volume: Volume, array: Array, mode: Mode) -> None:
 def _take_back(ctx: Context, volume: Volume, outcomes: Sequence[LegOutcome]) -> None:
     """Leave nothing of a failed attach: what udev made of the legs goes first, then they do."""
     names = [one.device.name for one in outcomes if one.device is not None]
+    # An mdadm of udev that has a leg open adds it to an array even when the leg has gone meanwhile.
+    udev.settle(ctx, names)
     try:
         with ctx.locks.array(volume.uuid):
             for array in arrays.holding(ctx.host.root, names):

@@ -116,6 +116,8 @@ class Md:
     :ivar udev_seconds: what udev takes for a device, by the address of its node; ``None``: of all
         others.
     :ivar udev_assembles: udev has mdadm's rules.
+    :ivar udev_holds: seconds from when its mdadm has a device open until it adds it to an array,
+        which it does as well if the device has gone meanwhile: the array keeps it then.
     """
 
     def __init__(self, kernel, udev=False):
@@ -133,6 +135,7 @@ class Md:
         self.step_seconds = 0.005
         self.udev_seconds = {None: 0.004}
         self.udev_assembles = True
+        self.udev_holds = 0
         self._known = {}
         if udev:
             (kernel.root / "run/udev/data").mkdir(parents=True)
@@ -368,9 +371,20 @@ class Md:
         def event():
             if self._known.get(device) != number:
                 return
-            if self.udev_assembles:
-                self._incremental(device)
-            (self.kernel.root / "run/udev/data" / f"b{number}").write_text("I:123\nG:systemd\n")
+            disk = self.kernel.blocks.get(device)
+            opened = load(disk.volume) if disk and self.udev_assembles else None
+            self.kernel.sim.after(self.udev_holds, lambda: add(opened))
+
+        def add(opened):
+            if self._known.get(device) == number:
+                if self.udev_assembles:
+                    self._incremental(device)
+                data = self.kernel.root / "run/udev/data" / f"b{number}"
+                data.write_text("I:123\nG:systemd\n")
+            elif opened and all(one.uuid != opened.array for one in self.arrays.values()):
+                array = self._new(opened.array, opened.name, opened.places, opened.size)
+                self._join(array, device, opened)
+                self._show(array)
 
         self.kernel.sim.after(seconds, event)
 

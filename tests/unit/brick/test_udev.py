@@ -86,6 +86,19 @@ def test_a_stale_leg_alone_is_refused_whenever_udev_comes(tmp_path, seconds):
     assert world.everything() == NOTHING
 
 
+@pytest.mark.parametrize("holds", [0.001, 1.0, 2.9])
+def test_a_refused_leg_is_kept_until_udev_has_let_it_go(tmp_path, holds):
+    """Seen with Linux 6.1 on a busy machine: an inactive array was left, with a device gone."""
+    world = World(tmp_path, udev=True)
+    stale_first(world)
+    world.hide(1)
+    world.md.udev_holds = holds
+    with pytest.raises(errors.StaleError):
+        world.attach()
+    world.settle(10)
+    assert world.everything() == NOTHING
+
+
 def test_a_host_without_udev_does_not_wait(tmp_path):
     world = World(tmp_path)
     assert udev.settle(world.ctx, ["nvme0n1"])
