@@ -56,6 +56,8 @@ LOG = log.getLogger(__name__)
 ABILITIES = ("array-report", "hold-writes")
 # Seconds in which events of one moment become one look.
 SOAK = 0.02
+# Seconds for what is under way to come to an end when the agent ends (TimeoutStopSec of its unit).
+STOP_SECONDS = 10.0
 # What is looked at again before it is said, because it cannot be taken back.
 _DOUBTED = (AskReplacement, RetireLeg)
 # Told to the provisioner as events, with their level.
@@ -116,7 +118,7 @@ class Agent:
         self.observer = Observer(ctx)
         self.hands = Hands(ctx, self._still)
         self.last_words = LastWords(ctx.locks, vendor, clock)
-        self.messages = Messages(vendor, clock)
+        self.messages = Messages(vendor, clock, store.messages(), store.save_messages)
         self.stopping = threading.Event()
         self.wake = threading.Event()
         self.ask = threading.Event()
@@ -316,11 +318,7 @@ class Agent:
             self.urgent.wait()
             self.urgent.clear()
             if not self.stopping.is_set():
-                self._safely(self._hastened)
-
-    def _hastened(self) -> bool:
-        self.hasten()
-        return True
+                self._safely(self.hasten)
 
     # -- acting -----------------------------------------------------------------------------------
 
@@ -495,16 +493,30 @@ class Agent:
         for work, name in threads:
             threading.Thread(target=work, name=name, daemon=True).start()
 
-    def run(self, alive: Callable[[], None] = lambda: None) -> None:
-        """Rounds until :meth:`stop`. ``alive`` is called in each."""
-        with self._pool(2, "act") as pool, self._pool(1, "say") as saying:
+    def run(self, alive: Callable[[], None] = lambda: None) -> bool:
+        """Rounds until :meth:`stop`. ``alive`` is called in each.
+
+        :returns: False when something hangs that was begun; its thread is left behind.
+        """
+        pools = self._pool(2, "act"), self._pool(1, "say")
+        begun: set[concurrent.futures.Future[None]] = set()
+        try:
             while not self.stopping.is_set():
                 self.wake.clear()
                 made = self.round()
                 alive()
-                self.dispatch(made, pool, saying)
+                begun = {one for one in begun if not one.done()}
+                begun.update(self.dispatch(made, *pools))
                 self.wake.wait(self._pause(made))
                 self.stopping.wait(SOAK)
+        finally:
+            for pool in pools:
+                pool.shutdown(wait=False, cancel_futures=True)
+            left = [one for one in begun if not one.cancelled()]
+            hanging = concurrent.futures.wait(left, STOP_SECONDS).not_done
+            self._save_memory("the memory")
+            self.messages.keep()
+        return not hanging
 
     def _pool(self, share: int, name: str) -> concurrent.futures.ThreadPoolExecutor:
         return concurrent.futures.ThreadPoolExecutor(share * self.pace.parallel, name)
@@ -520,6 +532,7 @@ class Agent:
         with self._pool(1, "act") as pool, self._pool(1, "say") as saying:
             concurrent.futures.wait(self.dispatch(made, pool, saying))
         self.messages.send()
+        self.messages.keep()
         return made
 
     def stop(self) -> None:
@@ -577,9 +590,9 @@ class Agent:
                 since = None
                 self.stopping.wait(self.pace.busy * 5)
 
-    def _safely(self, work: Callable[[], bool]) -> bool:
+    def _safely(self, work: Callable[[], bool | None]) -> bool:
         try:
-            return work()
+            return bool(work())
         except Exception:
             # A thread that ends would not be missed by anybody.
             LOG.exception("A defect of thread %s", threading.current_thread().name)

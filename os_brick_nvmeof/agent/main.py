@@ -232,10 +232,15 @@ def run(options: cfg.ConfigOpts, ctx: Context, *, once: bool = False) -> None:
             seer.start()
             notify("READY=1")
             LOG.info("Healing the volumes of this host")
-            agent.run(alive=lambda: notify("WATCHDOG=1"))
+            whole = agent.run(alive=lambda: notify("WATCHDOG=1"))
         notify("STOPPING=1")
         seer.stop()
         agent.vendor.close()
+    if not whole:
+        # The interpreter would wait for the threads of the pools, however long they hang.
+        LOG.warning("What hangs is left behind: the agent ends")
+        logging.shutdown()
+        os._exit(0)
 
 
 def would_do(options: cfg.ConfigOpts, ctx: Context) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 """What the vendor is told for people: kept in order, and sent by a thread of its own.
 
 Healing waits for none of it. What cannot be sent now is sent later, oldest first and one at a
-time; a message whose answer was lost may arrive twice.
+time, also by the next process; a message whose answer was lost may arrive twice.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from oslo_log import log
@@ -38,14 +38,26 @@ class Messages:
     """A queue and its thread.
 
     :param clock: seconds since the epoch: each message says when it was put.
+    :param kept: what an earlier process has kept.
+    :param save: writes down what waits.
     """
 
-    def __init__(self, vendor: Vendor, clock: Callable[[], float]) -> None:
-        self._vendor, self._clock = vendor, clock
-        self._waiting: collections.deque[_Message] = collections.deque()
+    def __init__(
+        self,
+        vendor: Vendor,
+        clock: Callable[[], float],
+        kept: Iterable[Mapping[str, Any]] = (),
+        save: Callable[[list[dict[str, Any]]], None] = lambda _waiting: None,
+    ) -> None:
+        self._vendor, self._clock, self._save = vendor, clock, save
+        self._waiting = collections.deque((_Message(**one) for one in kept), MOST)
+        # What is written down; taken by one thread at a time, before the other lock.
+        self._kept = [dataclasses.asdict(one) for one in self._waiting]
+        self._saving = threading.Lock()
         self._lock = threading.Lock()
         self._again = threading.Event()
         self._stopping = threading.Event()
+        self.again()
 
     def put(self, level: str, text: str, details: Mapping[str, Any]) -> None:
         """Have it told; never waits. The oldest is dropped when there are too many."""
@@ -94,8 +106,23 @@ class Messages:
             self._again.wait(PAUSE if self._waiting else None)
             self._again.clear()
             self.send()
+            self.keep()
         if self._waiting:
-            LOG.warning("%d messages are not told: the agent ends", len(self._waiting))
+            LOG.warning("%d messages are told when the agent runs again", len(self._waiting))
+
+    def keep(self) -> None:
+        """Write down what waits, if that has changed."""
+        with self._saving:
+            with self._lock:
+                waiting = [dataclasses.asdict(one) for one in self._waiting]
+            if waiting == self._kept:
+                return
+            try:
+                self._save(waiting)
+            except OSError as error:
+                LOG.error("What is to be told cannot be written down: %s", error)
+            else:
+                self._kept = waiting
 
     def stop(self) -> None:
         """Send nothing more; one that is under way is not waited for."""

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What survives the agent: its memory, the provisioner's last answer and the history, as JSON.
+"""What survives the agent, as JSON: its memory, the provisioner's last answer, the history, and
+what could not be told yet.
 
 Written beside and renamed, so that a kill at any moment leaves one whole file. A file that cannot
 be read is put aside and said so: the agent then knows less, and the provisioner guards what that
@@ -34,6 +35,7 @@ T = TypeVar("T")
 MEMORY = "memory.json"
 WANTED = "wanted.json"
 HISTORY = "history.json"
+MESSAGES = "messages.json"
 
 
 class Store:
@@ -59,6 +61,14 @@ class Store:
 
     def history(self) -> list[dict[str, Any]]:
         return self._load(HISTORY, list) or []
+
+    def save_messages(self, messages: list[dict[str, Any]]) -> None:
+        """:raises OSError: they cannot be written."""
+        self.save(MESSAGES, messages)
+
+    def messages(self) -> list[dict[str, Any]]:
+        """Those that could not be told: level, text, details, tried."""
+        return self._load(MESSAGES, _messages) or []
 
     def save(self, name: str, value: Any) -> None:
         """Write a file durably."""
@@ -98,6 +108,18 @@ def _memory(told: Mapping[str, Any]) -> Memory:
         cut={key: float(value) for key, value in told.get("cut", {}).items()},
         restarts={key: float(value) for key, value in told.get("restarts", {}).items()},
     )
+
+
+def _messages(told: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "level": str(one["level"]),
+            "text": str(one["text"]),
+            "details": dict(one["details"]),
+            "tried": int(one["tried"]),
+        }
+        for one in told
+    ]
 
 
 def _wanted(told: Mapping[str, Any]) -> Wanted:

@@ -28,8 +28,53 @@ def test_rounds_go_on_until_it_is_stopped(tmp_path):
         if len(seen) == 3:
             agent.stop()
 
-    agent.run(alive)
+    assert agent.run(alive) is True
     assert seen == ["round"] * 3
+
+
+def test_it_ends_while_something_hangs_and_remembers_what_it_knew(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STOP_SECONDS", 0.05)
+    host = Host(tmp_path)
+    agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS)
+    begun, goes_on = threading.Event(), threading.Event()
+
+    def hangs(_action):
+        begun.set()
+        return goes_on.wait(300)
+
+    def alive():
+        agent.memory = dataclasses.replace(agent.memory, counted={"v": 7.0})
+        agent.messages.put("INFO", "a", {})
+
+    made = plan.Plan((deed("v1"),), ())
+    agent.perform, agent.round = hangs, lambda: made
+    agent.wake.wait = lambda _seconds: begun.wait(300) and agent.stop()
+    try:
+        assert agent.run(alive) is False
+        assert agent.store.memory().counted == {"v": 7.0}
+        assert [one["text"] for one in agent.store.messages()] == ["a"]
+    finally:
+        goes_on.set()
+
+
+def test_what_has_not_begun_when_it_ends_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "STOP_SECONDS", 300.0)
+    host = Host(tmp_path)
+    pace = loop.Pace(parallel=1)
+    agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS, pace)
+    begun, done = threading.Semaphore(0), []
+
+    def slow(action):
+        begun.release()
+        agent.stopping.wait(300)
+        done.append(action)
+        return True
+
+    made = plan.Plan(tuple(deed(f"v{number}") for number in range(5)), ())
+    agent.perform, agent.round = slow, lambda: made
+    agent.wake.wait = lambda _seconds: begun.acquire(timeout=300) and agent.stop()
+    assert agent.run() is True
+    assert len(done) <= 2
 
 
 def deed(volume, kind=actions.SetSlots, **more):

@@ -258,4 +258,104 @@ def test_it_ends_when_it_is_told_and_says_what_is_left(caplog):
     with running(made.run, made.stop):
         assert vendor.asked.acquire(timeout=20)
     assert vendor.texts == []
-    assert "2 messages are not told" in caplog.text
+    assert "2 messages are told when the agent runs again" in caplog.text
+
+
+# -- what waits outlives the process --------------------------------------------------------------
+
+
+def test_what_waits_is_told_by_the_next_process(host, run):
+    run.lose()
+    host.storage.away = True
+    run.tells = False
+    with running(run.agent.messages.run, run.agent.stop):
+        run.rounds(2)
+        host.back(1)
+        host.settle(3)
+        run.rounds(4)
+    assert host.storage.told == []
+    run.start()
+    host.storage.away = False
+    run.agent.messages.send()
+    assert [text.partition(":")[0] for _, text in host.storage.told] == ["ReAdd", "healed"]
+    run.agent.messages.keep()
+    run.start()
+    run.agent.messages.send()
+    assert len(host.storage.told) == 2
+
+
+def test_an_agent_that_is_killed_has_kept_what_it_could_not_send(host, run):
+    """Not only when it ends in order."""
+    host.storage.away = True
+    made = run.agent.messages
+    asked = threading.Event()
+
+    def tell(*_):
+        asked.set()
+        raise AWAY
+
+    host.storage.tell = tell
+    with running(made.run, made.stop):
+        made.put(INFO, "a", {"leg": "l"})
+        assert asked.wait(20)
+        for _ in range(6000):
+            if run.agent.store.messages():
+                break
+            threading.Event().wait(0.01)
+        (kept,) = run.agent.store.messages()
+    assert (kept["level"], kept["text"], kept["details"]["leg"]) == (INFO, "a", "l")
+
+
+def test_as_many_are_kept_as_may_wait(monkeypatch):
+    monkeypatch.setattr(messages, "MOST", 2)
+    vendor = Vendor()
+    kept = [{"level": INFO, "text": text, "details": {}, "tried": 4} for text in "abc"]
+    made = Messages(vendor, lambda: 1.0, kept)
+    made.put(INFO, "d", {})
+    made.send()
+    assert vendor.texts == ["c", "d"]
+
+
+def test_how_often_one_was_tried_is_kept(caplog):
+    vendor = Vendor(BROKEN, BROKEN)
+    kept = [{"level": INFO, "text": "a", "details": {}, "tried": messages.TRIES - 1}]
+    made = Messages(vendor, lambda: 1.0, kept)
+    made.send()
+    assert "is not told 'a'" in caplog.text
+    made.send()
+    assert vendor.texts == []
+
+
+def test_nothing_is_written_while_nothing_changes():
+    saved, fails = [], [OSError(28, "full")]
+
+    def save(waiting):
+        if fails:
+            raise fails.pop()
+        saved.append([one["text"] for one in waiting])
+
+    vendor = Vendor(AWAY, AWAY)
+    made = Messages(vendor, lambda: 1.0, (), save)
+    made.keep()
+    assert saved == []
+    made.put(INFO, "a", {})
+    made.keep()
+    assert saved == []
+    for _ in range(3):
+        made.keep()
+    assert saved == [["a"]]
+    made.send()
+    made.keep()
+    assert saved == [["a"]]
+    made.send()
+    made.send()
+    made.keep()
+    assert saved == [["a"], []]
+
+
+@pytest.mark.parametrize("text", ["nonsense", "[1]", '[{"level": "INFO"}]', "{}"])
+def test_messages_that_cannot_be_read_are_put_aside(host, run, text):
+    (run.path / "state/messages.json").write_text(text)
+    run.start()
+    run.agent.messages.send()
+    assert host.storage.told == []

@@ -287,6 +287,47 @@ def on_host(tmp_path, monkeypatch):
     return host
 
 
+class _ToldError(Exception):
+    """In place of the end of the process."""
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_process_ends_although_something_hangs(on_host, options, monkeypatch, whole):
+    done = []
+
+    def leave(code):
+        done.append(code)
+        raise _ToldError
+
+    class Watch:
+        def __init__(self, *_):
+            pass
+
+        def start(self):
+            done.append("watch")
+
+        def stop(self):
+            done.append("stop")
+
+    def run(self, alive):
+        alive()
+        return whole
+
+    monkeypatch.setattr(main.watch, "Watch", Watch)
+    monkeypatch.setattr(main.watch, "udev_monitor", lambda: None)
+    monkeypatch.setattr(main.Agent, "start", lambda _self: None)
+    monkeypatch.setattr(main.Agent, "run", run)
+    monkeypatch.setattr(main.os, "_exit", leave)
+    monkeypatch.setattr(main.logging, "shutdown", lambda: done.append("logs"))
+    command = ["--config-file", str(options), "run"]
+    if whole:
+        assert main.main(command) == 0
+    else:
+        with pytest.raises(_ToldError):
+            main.main(command)
+    assert done == ["watch", "stop"] + ([] if whole else ["logs", 0])
+
+
 def test_one_round_and_the_plan_for_it(on_host, options, tmp_path, capsys):
     command = ["--config-file", str(options)]
     assert main.main([*command, "plan", "-f", "json"]) == 0
