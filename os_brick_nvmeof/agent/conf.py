@@ -117,10 +117,11 @@ _ROUNDS = [
 _HEALING = [
     cfg.FloatOpt(
         "fail_after",
-        default=3.0,
+        default=5.0,
         min=0.5,
         help="Seconds without a live path after which the agent takes a leg out of its array "
-        "itself, if another one is in sync. The kernel does so on the first write.",
+        "itself, if another one is in sync. The kernel does so on the first write that fails: so "
+        "this should not be less than replicated_fast_io_fail.",
     ),
     cfg.FloatOpt(
         "node_silence",

@@ -389,7 +389,7 @@ class Limits:
     """
 
     time_outs: Mapping[str, TimeOuts]
-    fail_after: float = 3.0
+    fail_after: float = 5.0
     spare_wait: float = 60.0
     move_wait: float = 300.0
     ask_again: float = 120.0
