@@ -9,7 +9,9 @@ from sqlalchemy import update
 from kumo_client import errors
 from kumo_client.naming import GIB
 from kumo_client.schemas.host import HostProbe, UnpublishRequest
+from kumo_client.schemas.node import Limits
 from kumo_client.schemas.snapshot import SnapshotVolumeCreate
+from kumo_client.schemas.volume import StorageClassUpdate, VolumeModify
 from kumo_provisioner import reconcile
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models, schema
@@ -17,6 +19,7 @@ from kumo_provisioner.db.engine import Database
 from kumo_provisioner.locks import Locks
 from kumo_provisioner.services import (
     backends,
+    classes,
     probing,
     publish,
     snapshots,
@@ -143,6 +146,22 @@ def test_its_volumes_are_used_like_others(core, three, upgraded):
     for one in backends.list_all(again):
         backends.delete(again, one.persistent_id)
     assert rows(again, models.Pool) == []
+
+
+def test_caps_take_effect_and_guarantees_when_they_are_set(core, upgraded):
+    node = add_node(core, max_iops=1000, max_bw=1000)
+    asked = {"max_iops_per_gb": 100, "desired_iops_per_gb": 50}
+    uid = volumes.create(core, T, volume(gib=2, asked=asked))
+    (held,) = node.state.replicas.values()
+    held.limits = Limits()
+    again = upgraded()
+    settle(again)
+    assert held.limits.max_iops == 200
+    assert [one.sold_iops for one in rows(again, models.Replica)] == [0]
+    request = VolumeModify(storage_class=StorageClassUpdate(desired_iops_per_gb=60))
+    classes.modify(again, T, uid, request)
+    assert [one.sold_iops for one in rows(again, models.Replica)] == [120]
+    assert agree(again)
 
 
 def test_a_record_that_is_not_whole_is_left_as_it_is(core, three, tmp_path):
