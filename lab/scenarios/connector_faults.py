@@ -27,11 +27,12 @@ def run(ctx: Context) -> None:
     trial = Trial(ctx)
     volume = trial.create(2)
     attachment = trial.compute.attach(volume)
-    wrote = trial.write(attachment.path, "first")
+    trial.write(attachment.path, "first")
     _under_load(trial, volume, attachment)
+    wrote = ""
     if trial.holds(attachment):
-        _detach_with_a_dead_leg(trial, volume, attachment)
-    wrote = _stale(trial, volume, wrote)
+        wrote = _detach_with_a_dead_leg(trial, attachment)
+    _stale(trial, volume, wrote)
     _dead_at_attach(trial, *trial.renewed(volume, wrote))
     volume, wrote = trial.renewed(volume, wrote)
     _all_dead_at_detach(trial, volume, wrote)
@@ -57,23 +58,24 @@ def _under_load(trial: Trial, volume: str, attachment: Attachment) -> None:
         ctx.check(array["degraded"] == "1", f"array: {array}")
 
 
-def _detach_with_a_dead_leg(trial: Trial, volume: str, attachment: Attachment) -> None:
-    """The first leg's node is cut off."""
+def _detach_with_a_dead_leg(trial: Trial, attachment: Attachment) -> str:
+    """The first leg's node is cut off. The answer is the digest of what that leg has not."""
+    wrote = ""
     with trial.case("detach while that leg is unreachable, in bounded time"):
-        trial.write(attachment.path, "second")
+        wrote = trial.write(attachment.path, "second")
         begin = time.monotonic()
         trial.compute.disconnect(attachment)
         trial.ctx.check(attachment.seconds < _DETACH_SECONDS, f"{attachment.seconds:.1f} s")
         trial.check_empty()
         trial.ctx.note(f"{attachment.seconds:.1f} s ({time.monotonic() - begin:.0f} s to be empty)")
         trial.compute.forget(attachment)
+    return wrote
 
 
-def _stale(trial: Trial, volume: str, first: str) -> str:
-    """The first leg has old data. The answer is the digest of the new data."""
+def _stale(trial: Trial, volume: str, newest: str) -> None:
+    """The first leg has old data; ``newest`` is the digest of what the other has."""
     ctx = trial.ctx
     stale, fresh = _nodes(trial, volume)
-    wrote = ""
     with trial.case(f"{stale.name} is back with old data, {fresh.name} is away: attach is refused"):
         fresh.cut()
         stale.heal()
@@ -84,12 +86,11 @@ def _stale(trial: Trial, volume: str, first: str) -> str:
     fresh.heal()
     with trial.case("both are back: the newer data, and the array becomes whole"):
         attachment = _attach_in_time(trial, volume)
-        wrote = trial.digest(attachment.path)
-        ctx.check(wrote != first, "the old data is handed out")
+        read = trial.digest(attachment.path)
+        ctx.check(read == newest, f"old data is handed out, {read} instead of {newest}")
         trial.wait_whole()
-        ctx.check(trial.digest(attachment.path) == wrote, "data changed while a leg was rebuilt")
+        ctx.check(trial.digest(attachment.path) == newest, "data changed while a leg was rebuilt")
         trial.detach(attachment)
-    return wrote
 
 
 def _attach_in_time(trial: Trial, volume: str) -> Attachment:
