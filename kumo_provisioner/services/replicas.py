@@ -511,10 +511,11 @@ def finish(core: Core, uuid: str) -> None:
         volume = session.get(models.Volume, uuid)
         if volume is None:
             return
+        # Whatever its host reports of it: one that cannot connect it says Missing.
         begun = [
             leg.uuid
             for leg in volume.replicas
-            if leg.freshness == models.BLANK and leg.state == REPLICA_UNKNOWN
+            if leg.freshness == models.BLANK and leg.state != REPLICA_TERMINATING
         ]
     for leg in begun:
         if _lacks(core, leg):

@@ -262,6 +262,25 @@ def test_a_volume_gets_as_many_legs_as_are_wanted(core, four):
     replicas.finish(core, str(uuid.uuid4()))
 
 
+@pytest.mark.parametrize("told", ["Missing", "Synchronizing"])
+def test_a_leg_that_was_only_recorded_is_made_whatever_its_host_tells(
+    core, attached, monkeypatch, told
+):
+    def die(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(replicas, "make", die)
+    with pytest.raises(KeyboardInterrupt):
+        replicas.add(core, T, attached, ADD)
+    monkeypatch.undo()
+    (leg,) = [key for key, (_, fresh) in states(core, attached).items() if fresh == "blank"]
+    report(core, attached, leg, told)
+    assert leg not in core.nodes.objects()
+    reconcile.run(core)
+    assert leg in core.nodes.objects()
+    assert states(core, attached)[leg][1] == "blank"
+
+
 def test_legs_beyond_the_wanted_number_leave_one_by_one_under_a_host(core, four):
     uid = volumes.create(core, T, volume(replicas=3))
     published(core, uid)
