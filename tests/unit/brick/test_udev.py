@@ -99,6 +99,25 @@ def test_a_refused_leg_is_kept_until_udev_has_let_it_go(tmp_path, holds):
     assert world.everything() == NOTHING
 
 
+def test_what_a_udev_that_hangs_has_left_does_not_stop_the_next_attach(tmp_path):
+    world = World(tmp_path, udev=True)
+    stale_first(world)
+    world.hide(1)
+    world.md.udev_holds = udev.PATIENCE + 2
+    with pytest.raises(errors.StaleError):
+        world.attach()
+    world.settle(10)
+    assert list(world.md.arrays) == ["md127"]
+    world.md.udev_holds = 0
+    world.back(1)
+    world.attach()
+    assert world.legs_in_sync() != [0]
+    assert [world.md.read(name) for name in world.md.arrays] == [{b"new"}]
+    world.detach()
+    world.settle(10)
+    assert world.everything() == NOTHING
+
+
 def test_a_host_without_udev_does_not_wait(tmp_path):
     world = World(tmp_path)
     assert udev.settle(world.ctx, ["nvme0n1"])
