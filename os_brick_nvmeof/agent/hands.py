@@ -236,9 +236,21 @@ class Hands:
             with ctx.locks.array(action.array):
                 self._check(action)
                 self._note_attached(volume)
+                self._drop_faulty(action)
                 md.stop(ctx, given, self._look(action), waiting.Deadline(ctx.clock, STOP_SECONDS))
             LOG.info("%s of %s was broken and is assembled anew", action.name, given)
             replicated.attach(ctx, given)
+
+    def _drop_faulty(self, action: Restart) -> None:
+        """Have md write down, on the leg that it kept, that the others are no part of the array.
+
+        It could not when it dropped them, and does not try again by itself: all superblocks would
+        be alike, and what was acknowledged is on the leg that it kept. Taking a device out makes it
+        write them (``hot_remove_disk()``, drivers/md/md.c), before it stops at the latest.
+        """
+        for one in self._look(action).members:
+            if arrays.FAULTY in one.flags:
+                self._take_out(action, one.name)
 
     def _finish_restart(self, volume: Volume, action: FinishRestart) -> None:
         with self._ctx.locks.volume(action.volume):
@@ -292,7 +304,7 @@ class Hands:
         path = self._ctx.host.root / sysfs.BLOCK / action.name / "md" / f"dev-{member.name}"
         return not (path / "block").exists()
 
-    def _take_out(self, action: OfMember, device: str) -> None:
+    def _take_out(self, action: OfArray, device: str) -> None:
         """Take a faulty device out; md holds it while I/O is under way (EBUSY)."""
         deadline = waiting.Deadline(self._ctx.clock, REMOVE_SECONDS)
         path = f"/{sysfs.BLOCK}/{action.name}/md/dev-{device}/state"

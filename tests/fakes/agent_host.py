@@ -76,6 +76,8 @@ class AgentMd(Md):
             holder = self._holders(device) / name
             if holder.is_dir():
                 holder.rmdir()
+            # md writes its superblocks when a device has gone (hot_remove_disk() in md.c).
+            self._update(array, toggle=False, dirty=array.dirty)
             self._show(array)
         else:
             refuse(errno.EBUSY, path)

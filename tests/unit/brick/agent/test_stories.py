@@ -9,7 +9,7 @@ import pytest
 
 from os_brick_nvmeof.agent import hold, model, status
 from tests.fakes.agent_host import Host
-from tests.fakes.host_md import Member
+from tests.fakes.host_md import DATA, Member
 from tests.fakes.host_sim import Killed
 from tests.unit.brick.agent.stories import GOOD, A, B, C, Run, records
 from tests.unit.brick.volumes import VOLUME
@@ -203,6 +203,32 @@ def test_an_array_that_is_broken_is_assembled_anew(host, run):
     assert records(host) == {A: GOOD, B: GOOD}
     assert host.md.read("md127") == {b"first"}
     assert run.volume()["state"] == status.GOOD
+
+
+@pytest.mark.parametrize("kept", [0, 1])
+def test_the_leg_that_md_kept_is_the_source_when_an_array_is_assembled_anew(host, run, kept):
+    """What was under way when all legs were lost is acknowledged as soon as one leg has it."""
+    run.rounds(2)
+    array = host.md.arrays["md127"]
+    devices = sorted(array.members)
+    host.md.write("md127", b"second")
+    before = {one: host.md.volume(one).blocks[4096] for one in devices}
+    host.md.volume(devices[1 - kept]).blocks[DATA] = b"first".ljust(4096, b"\0")
+    host.md.fail("md127", devices[1 - kept])
+    array.state, array.dirty = "broken", False
+    host.md._show(array)
+    # It was written in vain that a leg is lost, and that the array is idle.
+    for device, block in before.items():
+        host.md.volume(device).blocks[4096] = block
+    host.md.users.add("md127")
+    run.rounds(1)
+    host.md.users.clear()
+    run.rounds(4)
+    host.settle(3)
+    run.rounds(8)
+    assert host.md.arrays["md127"].state in ("clean", "active")
+    assert host.in_sync() == {A, B}
+    assert host.md.read("md127") == {b"second"}
 
 
 def test_a_broken_array_that_somebody_has_open_is_left_to_him(host, run):
