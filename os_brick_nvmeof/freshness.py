@@ -25,6 +25,10 @@ a write that the lost one has not, and what was written then carries a higher ev
 * With any other state it proves nothing of a leg that is not seen: a leg recorded as stale may have
   been put back since, in sync, without any change of counters, and then have gone on alone.
 * A leg recorded as ``blank`` is never a source, whatever it holds: a node may have been filling it.
+* md may have given a leg up and acknowledged writes after that, and could tell no superblock of it
+  because the others were away as well (MD_BROKEN, drivers/md/raid1.c). Then all superblocks look as
+  after a crash, and only the host that used the array could report the loss. So of legs that are
+  not clean, one that is recorded as stale is filled from one that is recorded as fresh.
 * A leg recorded as ``stale`` is a source only when every leg recorded as fresh is seen, and their
   superblocks tell that it went on after them: then the record lags.
 """
@@ -320,8 +324,17 @@ def _freshest(volume: Volume, views: Sequence[View], ours: list[_Ours]) -> _Ours
 def _is_member(freshest: _Ours, other: _Ours) -> bool:
     """Both list each other, and the other has seen the last change, or all but that."""
     return (
-        other.block.in_sync and other.leg.freshness != BLANK and _listed_alike(freshest, other)
-    ) and freshest.block.number != other.block.number
+        other.block.in_sync
+        and other.leg.freshness != BLANK
+        and _listed_alike(freshest, other)
+        and freshest.block.number != other.block.number
+        and not _given_up(freshest.leg, other.leg, other.block)
+    )
+
+
+def _given_up(freshest: Leg, other: Leg, block: Superblock) -> bool:
+    """Whether the record alone tells that a leg may lack writes that another one has."""
+    return freshest.freshness == FRESH and other.freshness == STALE and not block.clean
 
 
 def _is_filling(freshest: _Ours, other: _Ours) -> bool:
@@ -467,7 +480,7 @@ def _rejoin(view: View, freshest: _Ours) -> Rejoin:
     if isinstance(seen, Superblock):
         after = (
             freshest.block.number in seen.active
-            and seen.number not in freshest.block.active
+            and (seen.number not in freshest.block.active or _given_up(freshest.leg, leg, seen))
             and seen.number != freshest.block.number
             and seen.events <= freshest.block.events
         )

@@ -283,6 +283,31 @@ def test_a_record_that_lags_behind_what_all_legs_show():
     assert members(decision) == [0]
 
 
+@pytest.mark.parametrize("stale", [0, 1])
+def test_a_loss_that_no_superblock_tells_of(stale):
+    """Both legs were away at once; one was given up first, and its superblock never heard of it."""
+    records = [("fresh", 0), ("fresh", 0)]
+    records[stale] = ("stale", 0)
+    given = volume(tuple(records))
+    decision = decide(given, sb(resync_offset=0), sb(1, resync_offset=0))
+    assert members(decision) == [1 - stale]
+    assert decision.degraded
+    assert decision.rejoin == (Rejoin(given.legs[stale], full=False),)
+    assert members(decide(given, sb(), sb(1))) == [1 - stale, stale]
+
+
+def test_a_second_host_reads_no_leg_that_was_given_up_untold():
+    given = volume((("stale", 0), ("fresh", 0)), shared=True)
+    decision = decide(given, sb(resync_offset=0), sb(1, resync_offset=0))
+    assert members(decision) == [1]
+    assert (decision.mode, decision.rejoin) == (Mode.UNTOUCHED, ())
+
+
+def test_a_crash_with_both_legs_there_is_only_a_crash():
+    decision = decide(volume(), sb(resync_offset=0), sb(1, resync_offset=0))
+    assert members(decision) == [0, 1]
+
+
 def test_two_histories():
     one, two = sb(0, events=50, roles=(0, SPARE)), sb(1, events=48, roles=(SPARE, 1))
     text = refused(decide(volume(), one, two), errors.StaleError, 1)
