@@ -250,7 +250,8 @@ def measure(agent: Agent, seconds: float) -> dict[str, float]:
     before, count = _used(), _rounds(agent)
     time.sleep(seconds)
     after = _used()
-    print(f"{_rounds(agent) - count:.0f} rounds in {seconds:g} s; done: {agent.last or 'nothing'}")
+    done = agent.known.last or "nothing"
+    print(f"{_rounds(agent) - count:.0f} rounds in {seconds:g} s; done: {done}")
     agent.stop()
     watched.stop()
     # What is asked of the provisioner now ends with it.

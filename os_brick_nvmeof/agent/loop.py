@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,12 +36,13 @@ from os_brick_nvmeof.agent.actions import (
     Restart,
     RetireLeg,
 )
+from os_brick_nvmeof.agent.asking import Asking, safely
 from os_brick_nvmeof.agent.hands import ActError, Hands, NotNowError
-from os_brick_nvmeof.agent.history import History
+from os_brick_nvmeof.agent.known import Known
 from os_brick_nvmeof.agent.lastwords import LastWords
 from os_brick_nvmeof.agent.messages import Messages
 from os_brick_nvmeof.agent.metrics import Metrics
-from os_brick_nvmeof.agent.model import Limits, Place, Seen, Wanted
+from os_brick_nvmeof.agent.model import Limits, Pace, Place, Seen, Wanted
 from os_brick_nvmeof.agent.observe import Observer
 from os_brick_nvmeof.agent.probes import Probes
 from os_brick_nvmeof.agent.round import Round
@@ -52,8 +52,6 @@ from os_brick_nvmeof.context import Context
 
 LOG = log.getLogger(__name__)
 
-# That only fresh legs are taken is the connector's to announce: stock os-brick may be in use.
-ABILITIES = ("array-report", "hold-writes")
 # Seconds in which events of one moment become one look.
 SOAK = 0.02
 # Seconds for what is under way to come to an end when the agent ends (TimeoutStopSec of its unit).
@@ -84,18 +82,6 @@ def _queue(action: Action) -> str:
     return f"say {action.volume}" if said else action.volume
 
 
-@dataclasses.dataclass(frozen=True)
-class Pace:
-    """Seconds; ``parallel``: volumes at the same time; ``ask``: between two probes of a node."""
-
-    look: float = 15.0
-    busy: float = 1.0
-    pull: float = 30.0
-    probe: int = 10
-    ask: float = 0.5
-    parallel: int = 16
-
-
 class Agent:
     """:param ctx: the same that attach and detach use. :param clock: seconds since the epoch."""
 
@@ -121,7 +107,6 @@ class Agent:
         self.messages = Messages(vendor, clock, store.messages(), store.save_messages)
         self.stopping = threading.Event()
         self.wake = threading.Event()
-        self.ask = threading.Event()
         self.urgent = threading.Event()
         self.probes = Probes(
             self.pace.ask,
@@ -129,107 +114,50 @@ class Agent:
             self.urgent.set,
             count=lambda outcome: self.metrics.probes.labels(outcome).inc(),
         )
-        self.memory = store.memory()
-        self.wanted = store.wanted()
-        self.history = History(store.history())
-        self.last: dict[str, dict[str, Any]] = {}
-        self.seen: Seen | None = None
+        self.known = Known(store)
+        self.asking = Asking(
+            self.known,
+            vendor,
+            self.pace,
+            self.observer.look,
+            messages=self.messages,
+            last_words=self.last_words,
+            metrics=self.metrics,
+            stopping=self.stopping,
+            wake=self.wake,
+            clock=clock,
+        )
         self._publish, self._guard, self._clock = publish, guard, clock
-        self._lock = threading.RLock()
-        # Taken before the other one, by who writes the memory down.
-        self._writing = threading.Lock()
         self._busy: set[str] = set()
         # Queues whose work has ended since the last round began.
         self._ended: set[str] = set()
-        self._probed = 0.0
-        self._away = ""
         self._network = ""
         self._left: set[str] = set()
-
-    # -- what is wanted ---------------------------------------------------------------------------
-
-    def probe(self) -> None:
-        """Say that this host is alive, if it is time to.
-
-        :raises VendorError: it could not be said.
-        """
-        now = self._clock()
-        if not 0 <= now - self._probed < self.pace.probe:
-            self.vendor.probe(seconds=self.pace.probe, abilities=ABILITIES)
-            self._probed = now
-
-    def pull(self) -> bool:
-        """Ask the provisioner; False when it is away."""
-        now = self._clock()
-        problem = ""
-        try:
-            self.probe()
-            wanted = self.vendor.pull(self.seen or self.observer.look(self.wanted), now)
-        except VendorError as error:
-            problem = str(error)
-            wanted = dataclasses.replace(self.wanted, stale=True)
-        self._note_away(problem)
-        with self._lock:
-            before, self.wanted = self.wanted, wanted
-            # What was said or asked for is judged by an answer from after that.
-            waiting = bool(self.memory.told or self.memory.asked)
-        news = (wanted.volumes, wanted.nodes) != (before.volumes, before.nodes)
-        self.metrics.pulls.labels("away" if problem else "ok").inc()
-        if not problem:
-            self.messages.again()
-            self.last_words.send(wanted)
-        if news and not problem:
-            self._save(lambda: self.store.save_wanted(wanted), "the provisioner's answer")
-        if waiting or dataclasses.replace(before, time=wanted.time) != wanted:
-            self.wake.set()
-        return not problem
-
-    def _note_away(self, problem: str) -> None:
-        if problem and not self._away:
-            LOG.warning("The provisioner is away: %s", problem)
-        elif self._away and not problem:
-            LOG.info("The provisioner answers again")
-        self._away = problem
-
-    def _save(self, save: Callable[[], None], what: str) -> bool:
-        try:
-            save()
-        except OSError as error:
-            LOG.error("%s cannot be written down: %s", what, error)
-            return False
-        return True
-
-    def _save_memory(self, what: str) -> bool:
-        """Write the memory down as it is now: whoever comes last must not write the older one."""
-        with self._writing:
-            with self._lock:
-                memory = self.memory
-            return self._save(lambda: self.store.save_memory(memory), what)
 
     # -- rounds -----------------------------------------------------------------------------------
 
     def round(self) -> plan.Plan:
         """Look, plan, show."""
-        with self._lock:
-            wanted, before = self.wanted, self.memory
+        with self.known.lock:
+            wanted, before = self.known.wanted, self.known.memory
             self._ended.clear()
         now = self._clock()
-        seen = self.seen = self._look(wanted)
-        with self._lock:
-            memory = remember.look(self.memory, wanted, seen, now, self.limits)
-            self.memory = memory
+        seen = self.known.seen = self._look(wanted)
+        with self.known.lock:
+            memory = remember.look(self.known.memory, wanted, seen, now, self.limits)
+            self.known.memory = memory
         made = plan.make(wanted, seen, memory, now, self.limits)
         if self.last_words.news():
-            self.ask.set()
+            self.asking.again.set()
         self._tell_network(made.network)
         self._follow(made.views, now)
         if remember.durable(memory) != remember.durable(before):
-            self._save_memory("the memory")
-        with self._lock:
-            shown = status.make(wanted, memory, made, now, self.last, self.history)
+            self.known.save_memory("the memory")
+        with self.known.lock:
+            shown = status.make(wanted, memory, made, now, self.known.last, self.known.history)
         self.metrics.note(shown)
         self.metrics.silent.set(sum(one.unanswered > 1 for one in self.probes.seen().values()))
-        self._save(lambda: self._publish(shown), "the status")
+        self.known.save(lambda: self._publish(shown), "the status")
         return made
 
     def _look(self, wanted: Wanted, *, reading: bool = True) -> Seen:
@@ -246,11 +174,11 @@ class Agent:
     def _follow(self, views: Sequence[judge.View], now: float) -> None:
         if self.limits.silence:
             self.probes.watch(silence.to_watch(views))
-        with self._lock:
-            ended = self.history.follow(views, now)
-            shown = self.history.shown() if ended else []
+        with self.known.lock:
+            ended = self.known.history.follow(views, now)
+            shown = self.known.history.shown() if ended else []
         if ended:
-            self._save(lambda: self.store.save(HISTORY, shown), "the history")
+            self.known.save(lambda: self.store.save(HISTORY, shown), "the history")
         for one in ended:
             took = one.end - one.start
             LOG.info(
@@ -279,8 +207,7 @@ class Agent:
         if isinstance(action, OfNode):
             # The kernel may have noticed the loss of one of several paths meanwhile.
             return action.key in [one.key for one in self._hasty(but=action.node).actions]
-        with self._lock:
-            wanted, memory = self.wanted, self.memory
+        wanted, memory = self.known.now()
         volume = wanted.volume(action.volume)
         only = dataclasses.replace(wanted, volumes=(volume,) if volume else ())
         now = self._clock()
@@ -304,8 +231,7 @@ class Agent:
 
     def _hasty(self, *, but: str = "") -> plan.Plan:
         """:param but: a node for which the last cut does not count."""
-        with self._lock:
-            wanted, memory = self.wanted, self.memory
+        wanted, memory = self.known.now()
         now = self._clock()
         seen = self._look(wanted, reading=False)
         memory = remember.look(memory, wanted, seen, now, self.limits)
@@ -318,7 +244,7 @@ class Agent:
             self.urgent.wait()
             self.urgent.clear()
             if not self.stopping.is_set():
-                self._safely(self.hasten)
+                safely(self.hasten)
 
     # -- acting -----------------------------------------------------------------------------------
 
@@ -341,7 +267,7 @@ class Agent:
             queues.setdefault(_queue(action), []).append(action)
         futures = []
         for name, actions in queues.items():
-            with self._lock:
+            with self.known.lock:
                 if name in self._busy or name in self._ended:
                     continue
                 self._busy.add(name)
@@ -356,7 +282,7 @@ class Agent:
                 if not self.stopping.is_set():
                     done = self.perform(action) or done
         finally:
-            with self._lock:
+            with self.known.lock:
                 self._busy.discard(name)
                 self._ended.add(name)
             if done:
@@ -369,9 +295,9 @@ class Agent:
             new = self._do(action)
         except NotNowError as error:
             LOG.debug("%s: %s", action.key, error)
-            with self._lock:
-                self.memory = remember.dropped(self.memory, action)
-                self.history.forget(action)
+            with self.known.lock:
+                self.known.memory = remember.dropped(self.known.memory, action)
+                self.known.history.forget(action)
             return False
         except VendorError as error:
             problem, definite = str(error), error.definite
@@ -385,8 +311,8 @@ class Agent:
 
     def _do(self, action: Action) -> str:
         """:returns: the leg that came of it, or ""."""
-        with self._lock:
-            volume = self.wanted.volume(action.volume)
+        with self.known.lock:
+            volume = self.known.wanted.volume(action.volume)
         if volume is None or (isinstance(action, _DOUBTED) and not self._still(action)):
             raise NotNowError("the situation has changed meanwhile")
         self._intend(action)
@@ -405,35 +331,35 @@ class Agent:
         leg = volume.leg(action.leg) if isinstance(action, Export) else None
         if leg is not None:
             self.hands.show(leg)
-        self.ask.set()
+        self.asking.again.set()
         return said
 
     def _intend(self, action: Action) -> None:
         """Write down what could be done twice, before it is done."""
-        with self._lock:
-            before = self.memory
-            self.memory = remember.begun(before, action, self._clock())
-            new = self.memory is not before
-        if new and not self._save_memory("the intent"):
+        with self.known.lock:
+            before = self.known.memory
+            self.known.memory = remember.begun(before, action, self._clock())
+            new = self.known.memory is not before
+        if new and not self.known.save_memory("the intent"):
             raise ActError("the intent cannot be written down")
 
     def _put_down(self, action: Action) -> None:
         """Begin an entry of the history, before md begins to copy."""
         if not isinstance(action, ReAdd | AddSpare):
             return
-        with self._lock:
-            wanted, memory = self.wanted, self.memory
+        wanted, memory = self.known.now()
         volume = wanted.volume(action.volume)
         if volume is not None:
             seen = self.observer.look(dataclasses.replace(wanted, volumes=(volume,)))
             view = judge.view(volume, seen, memory)
-            with self._lock:
-                self.history.began(action, view, memory.lost.get(action.leg, 0.0), self._clock())
+            with self.known.lock:
+                self.known.history.began(
+                    action, view, memory.lost.get(action.leg, 0.0), self._clock()
+                )
 
     def _hold(self, action: HoldWrites) -> None:
         def good() -> bool:
-            with self._lock:
-                wanted, memory = self.wanted, self.memory
+            wanted, memory = self.known.now()
             volume = wanted.volume(action.volume)
             if volume is None:
                 return False
@@ -452,14 +378,16 @@ class Agent:
 
     def _note(self, action: Action, problem: str, definite: bool, new: str) -> None:
         now = self._clock()
-        with self._lock:
+        with self.known.lock:
             if problem:
-                self.memory = remember.failed(self.memory, action, now, problem, definite=definite)
-                self.history.forget(action)
+                self.known.memory = remember.failed(
+                    self.known.memory, action, now, problem, definite=definite
+                )
+                self.known.history.forget(action)
             else:
-                self.memory = remember.done(self.memory, action, now, new=new)
-                self.history.placed(action, now)
-            self.last[action.volume] = {
+                self.known.memory = remember.done(self.known.memory, action, now, new=new)
+                self.known.history.placed(action, now)
+            self.known.last[action.volume] = {
                 "kind": action.kind,
                 "about": action.about,
                 "reason": action.reason,
@@ -470,7 +398,7 @@ class Agent:
         if problem:
             LOG.warning("%s failed: %s", action.key, problem)
         if isinstance(action, AskReplacement | Restart | FinishRestart):
-            self._save_memory("the memory")
+            self.known.save_memory("the memory")
         if action.kind in _TOLD and not problem:
             details = {"leg": action.about, "reason": action.reason}
             self._tell(_TOLD[action.kind], action.kind, action.volume, details)
@@ -479,12 +407,12 @@ class Agent:
 
     def start(self) -> None:
         """End holds that were left behind, ask the provisioner, and begin to listen."""
-        seen = self.observer.look(self.wanted)
-        mine = [judge.find_array(volume, seen) for volume in self.wanted.volumes]
+        seen = self.observer.look(self.known.wanted)
+        mine = [judge.find_array(volume, seen) for volume in self.known.wanted.volumes]
         hold.release_all(self.ctx, [array.name for array in mine if array is not None])
         threads = [
-            (self._pull_loop, "pull"),
-            (self._event_loop, "events"),
+            (self.asking.run, "pull"),
+            (self.asking.listen, "events"),
             (self.messages.run, "messages"),
         ]
         if self.limits.silence:
@@ -514,7 +442,7 @@ class Agent:
                 pool.shutdown(wait=False, cancel_futures=True)
             left = [one for one in begun if not one.cancelled()]
             hanging = concurrent.futures.wait(left, STOP_SECONDS).not_done
-            self._save_memory("the memory")
+            self.known.save_memory("the memory")
             self.messages.keep()
         return not hanging
 
@@ -527,7 +455,7 @@ class Agent:
 
     def once(self) -> plan.Plan:
         """One question, one round and all that it asks for."""
-        self.pull()
+        self.asking.pull()
         made = self.round()
         with self._pool(1, "act") as pool, self._pool(1, "say") as saying:
             concurrent.futures.wait(self.dispatch(made, pool, saying))
@@ -542,58 +470,4 @@ class Agent:
         self.messages.stop()
         self.urgent.set()
         self.wake.set()
-        self.ask.set()
-
-    def _pull_loop(self) -> None:
-        while not self.stopping.is_set():
-            self.ask.clear()
-            good = self._safely(self.pull)
-            pause = self.pace.pull if good and not self._reporting() else self.pace.busy
-            # Events come in swarms.
-            self.stopping.wait(self.pace.busy / 4)
-            self._safely(functools.partial(self._rest, pause))
-
-    def _rest(self, seconds: float) -> bool:
-        """Wait until something asks for a question; say meanwhile that this host is alive.
-
-        :returns: False when that could not be said: the next question says what is the matter.
-        """
-        end = time.monotonic() + seconds
-        while (left := end - time.monotonic()) > 0:
-            if self.ask.wait(min(left, self.pace.probe)):
-                break
-            try:
-                self.probe()
-            except VendorError:
-                return False
-        return True
-
-    def _reporting(self) -> bool:
-        """Whether something is under way of which the provisioner's view tells the end."""
-        with self._lock:
-            return self.last_words.urgent or any(task.open for task in self.wanted.tasks)
-
-    def _event_loop(self) -> None:
-        since: int | None = None
-        while not self.stopping.is_set():
-            try:
-                news = self.vendor.wait(since, 50)
-                since = news.since
-                if news.look:
-                    self.ask.set()
-            except VendorError as error:
-                # A KumoScale tells of no events; then there is the timer.
-                since = None
-                self.stopping.wait(300 if error.code == "NotAvailable" else self.pace.busy * 5)
-            except Exception:
-                LOG.exception("A defect of thread events")
-                since = None
-                self.stopping.wait(self.pace.busy * 5)
-
-    def _safely(self, work: Callable[[], bool | None]) -> bool:
-        try:
-            return bool(work())
-        except Exception:
-            # A thread that ends would not be missed by anybody.
-            LOG.exception("A defect of thread %s", threading.current_thread().name)
-            return False
+        self.asking.again.set()

@@ -24,8 +24,9 @@ from oslo_log import log
 
 from os_brick_nvmeof import sysfs
 from os_brick_nvmeof.agent import conf, plan, remember, status, vendor, watch
-from os_brick_nvmeof.agent.loop import Agent, Pace
+from os_brick_nvmeof.agent.loop import Agent
 from os_brick_nvmeof.agent.metrics import Metrics
+from os_brick_nvmeof.agent.model import Pace
 from os_brick_nvmeof.agent.observe import MULTIPATH, Observer
 from os_brick_nvmeof.agent.store import Store
 from os_brick_nvmeof.context import Context

@@ -399,3 +399,15 @@ class Limits:
     cut_pause: float = 30.0
     speed_min: int = 0
     speed_max: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Pace:
+    """Seconds; ``parallel``: volumes at the same time; ``ask``: between two probes of a node."""
+
+    look: float = 15.0
+    busy: float = 1.0
+    pull: float = 30.0
+    probe: int = 10
+    ask: float = 0.5
+    parallel: int = 16

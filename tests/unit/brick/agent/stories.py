@@ -41,7 +41,7 @@ class Run:
         return lambda: self.guarded.append("off")
 
     def round(self, seconds=1.0):
-        self.agent.pull()
+        self.agent.asking.pull()
         made = self.agent.round()
         done = []
         for action in made.actions:

@@ -100,7 +100,10 @@ def test_a_node_that_dies_without_a_word_is_cut_off_and_comes_back(host, run, cu
     assert run.agent.wake.is_set()
     assert run.agent.store.memory().cut.keys() == {"n1"}
     run.agent.messages.send()
-    assert ("FATAL", "CutNode: volume " + run.agent.wanted.volumes[0].uuid) in host.storage.told
+    assert (
+        "FATAL",
+        "CutNode: volume " + run.agent.known.wanted.volumes[0].uuid,
+    ) in host.storage.told
     host.md.write("md127", b"second")
     run.agent.hasten()
     assert len(cuts.portals) == 1
@@ -147,7 +150,7 @@ def test_a_node_that_answers_just_before_is_left_alone(host, run, cuts):
     run.agent.probes.script = [{host.address(1)}, set()]
     run.agent.hasten()
     assert cuts.fails == []
-    assert run.agent.memory.cut == {}
+    assert run.agent.known.memory.cut == {}
     # It dies in earnest: nothing holds that up.
     run.agent.probes.dead = {host.address(1)}
     run.agent.hasten()
@@ -171,7 +174,7 @@ def test_a_kernel_that_cannot_leaves_it_as_it_was(host, run, cuts, problem):
     assert cuts.fails == [["0", "4"]]
     assert set(cuts.time_outs().values()) == {"4"}
     assert cuts.closed == 1
-    assert run.agent.memory.tried["CutNode n1"].count == 1
+    assert run.agent.known.memory.tried["CutNode n1"].count == 1
 
 
 def test_what_cannot_be_written_down_is_not_done(host, run, cuts):
@@ -182,7 +185,7 @@ def test_what_cannot_be_written_down_is_not_done(host, run, cuts):
     die(host, run, 1)
     run.agent.hasten()
     assert cuts.fails == []
-    assert "cannot be written down" in run.agent.memory.tried["CutNode n1"].error
+    assert "cannot be written down" in run.agent.known.memory.tried["CutNode n1"].error
 
 
 def test_the_last_leg_is_left_to_the_kernel_and_that_is_said_once(host, run, cuts, caplog):
@@ -202,8 +205,8 @@ def test_nothing_is_read_from_devices_meanwhile(host, run):
         raise AssertionError("a device was read")
 
     host.kernel.read = refuse
-    seen = run.agent.observer.look(run.agent.wanted, reading=False)
-    assert [one.uuid for one in seen.arrays] == [run.agent.wanted.volumes[0].uuid]
+    seen = run.agent.observer.look(run.agent.known.wanted, reading=False)
+    assert [one.uuid for one in seen.arrays] == [run.agent.known.wanted.volumes[0].uuid]
     assert seen.superblocks == {}
 
 

@@ -36,33 +36,33 @@ def test_it_is_told_when_the_volume_is_not_published_any_more(host, run):
     (word,) = known(host)
     assert [one[:2] for one in word.legs] == [(A, HERE), (B, HERE)]
     run.agent.round()
-    assert run.agent.ask.is_set()
-    run.agent.ask.clear()
+    assert run.agent.asking.again.is_set()
+    run.agent.asking.again.clear()
     run.agent.round()
-    assert not run.agent.ask.is_set()
-    run.agent.pull()
+    assert not run.agent.asking.again.is_set()
+    run.agent.asking.pull()
     assert told(host) == []
-    assert run.agent._reporting()
+    assert run.agent.asking.reporting()
     host.storage.published = False
-    run.agent.pull()
+    run.agent.asking.pull()
     assert told(host) == [[word]]
     assert known(host) == []
-    assert not run.agent._reporting()
-    run.agent.pull()
+    assert not run.agent.asking.reporting()
+    run.agent.asking.pull()
     assert len(told(host)) == 1
 
 
 def test_it_is_told_again_until_it_is_taken(host, run):
     host.storage.published = False
     host.storage.busy = True
-    run.agent.pull()
+    run.agent.asking.pull()
     host.storage.busy, host.storage.away = False, True
-    run.agent.pull()
+    run.agent.asking.pull()
     assert len(known(host)) == 1
     # Another process finds it.
     host.storage.away = False
     run.start()
-    run.agent.pull()
+    run.agent.asking.pull()
     assert known(host) == []
 
 
@@ -71,19 +71,19 @@ def test_nobody_is_asked_again_and_again_who_does_not_answer(host, run, monkeypa
     other = dataclasses.replace(word, volume="6a1c2f40-0000-4000-8000-0000000000bb")
     stopped.keep(host.ctx.locks, other)
     host.storage.published = False
-    run.agent.pull()
+    run.agent.asking.pull()
     host.storage.published, host.storage.away = False, True
     stopped.keep(host.ctx.locks, word)
     stopped.keep(host.ctx.locks, other)
     before = len(told(host))
-    run.agent.last_words.send(run.agent.wanted)
+    run.agent.last_words.send(run.agent.known.wanted)
     assert len(told(host)) == before + 1
     assert len(known(host)) == 2
 
 
 def test_what_is_refused_is_dropped(host, run, caplog):
     host.storage.published, host.storage.refuses = False, True
-    run.agent.pull()
+    run.agent.asking.pull()
     assert known(host) == []
     assert "was not taken: too old" in caplog.text
 
@@ -92,19 +92,19 @@ def test_an_agent_that_is_late_finds_only_the_last_one(host, run):
     host.array_state = props.CLEAN
     host.attach()
     host.storage.published = False
-    run.agent.pull()
+    run.agent.asking.pull()
     assert told(host) == []
     host.md.write("md127", b"more")
     host.detach(publication=8)
-    run.agent.pull()
+    run.agent.asking.pull()
     assert [word.publication for (word,) in told(host)] == [8]
 
 
 def test_the_provisioner_is_not_asked_often_for_ever(host, run):
-    run.agent.pull()
-    assert run.agent._reporting()
+    run.agent.asking.pull()
+    assert run.agent.asking.reporting()
     host.settle(lastwords.HURRY)
-    assert not run.agent._reporting()
+    assert not run.agent.asking.reporting()
     assert len(known(host)) == 1
 
 
@@ -118,7 +118,7 @@ def test_one_that_was_written_meanwhile_is_not_dropped(host, run, monkeypatch):
         stopped.keep(host.ctx.locks, word)
         monkeypatch.setattr(host.storage, "last_word", lambda word, now=now: now() or True)
         host.storage.published = False
-        run.agent.pull()
+        run.agent.asking.pull()
         assert known(host) in ([newer], [])
         assert word not in known(host)
 

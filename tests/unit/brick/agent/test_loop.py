@@ -20,7 +20,7 @@ def test_rounds_go_on_until_it_is_stopped(tmp_path):
         host.storage,
         Store(tmp_path / "state"),
         LIMITS,
-        loop.Pace(look=0.01, busy=0.01, pull=0.01, probe=1),
+        model.Pace(look=0.01, busy=0.01, pull=0.01, probe=1),
     )
 
     def alive():
@@ -43,7 +43,7 @@ def test_it_ends_while_something_hangs_and_remembers_what_it_knew(tmp_path, monk
         return goes_on.wait(300)
 
     def alive():
-        agent.memory = dataclasses.replace(agent.memory, counted={"v": 7.0})
+        agent.known.memory = dataclasses.replace(agent.known.memory, counted={"v": 7.0})
         agent.messages.put("INFO", "a", {})
 
     made = plan.Plan((deed("v1"),), ())
@@ -60,7 +60,7 @@ def test_it_ends_while_something_hangs_and_remembers_what_it_knew(tmp_path, monk
 def test_what_has_not_begun_when_it_ends_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "STOP_SECONDS", 300.0)
     host = Host(tmp_path)
-    pace = loop.Pace(parallel=1)
+    pace = model.Pace(parallel=1)
     agent = loop.Agent(host.ctx, host.storage, Store(tmp_path / "state"), LIMITS, pace)
     begun, done = threading.Semaphore(0), []
 
@@ -158,13 +158,15 @@ def test_a_defect_in_one_action_does_not_end_the_others(tmp_path, caplog):
     host.storage.report_array = defect
     agent.once()
     assert "A defect" in caplog.text
-    assert agent.memory.tried[next(iter(agent.memory.tried))].error.startswith("ZeroDivisionError")
+    assert agent.known.memory.tried[next(iter(agent.known.memory.tried))].error.startswith(
+        "ZeroDivisionError"
+    )
 
 
 def test_the_threads_that_ask_go_on_after_a_failure(tmp_path, caplog):
     host = Host(tmp_path)
     agent = loop.Agent(
-        host.ctx, host.storage, Store(tmp_path / "state"), LIMITS, loop.Pace(busy=0.01, pull=0.01)
+        host.ctx, host.storage, Store(tmp_path / "state"), LIMITS, model.Pace(busy=0.01, pull=0.01)
     )
     asked = []
 
@@ -175,8 +177,8 @@ def test_the_threads_that_ask_go_on_after_a_failure(tmp_path, caplog):
         agent.stop()
         return True
 
-    agent.pull = pull
-    agent._pull_loop()
+    agent.asking.pull = pull
+    agent.asking.run()
     assert asked == ["pull", "pull"]
     assert "A defect of thread" in caplog.text
 
@@ -187,7 +189,7 @@ def test_an_answer_like_the_last_one_wakes_nobody(tmp_path):
 
     def woken():
         agent.wake.clear()
-        agent.pull()
+        agent.asking.pull()
         return agent.wake.is_set()
 
     assert woken()
@@ -205,7 +207,7 @@ def test_an_answer_like_the_last_one_wakes_nobody(tmp_path):
     host.storage.away = False
     assert woken()
     # Whether it has what it was told, the answer alone tells.
-    agent.memory = dataclasses.replace(agent.memory, told={"v": model.Told(1.0, {})})
+    agent.known.memory = dataclasses.replace(agent.known.memory, told={"v": model.Told(1.0, {})})
     assert woken()
 
 
@@ -222,7 +224,7 @@ def test_a_sign_of_life_with_a_defect_ends_no_thread(tmp_path, caplog):
         host.storage,
         Store(tmp_path / "state"),
         LIMITS,
-        loop.Pace(busy=0.01, pull=0.01, probe=0.001),
+        model.Pace(busy=0.01, pull=0.01, probe=0.001),
     )
     asked = []
 
@@ -236,8 +238,8 @@ def test_a_sign_of_life_with_a_defect_ends_no_thread(tmp_path, caplog):
             agent.stop()
         return True
 
-    agent.probe, agent.pull = probe, pull
-    agent._pull_loop()
+    agent.asking.probe, agent.asking.pull = probe, pull
+    agent.asking.run()
     assert asked == ["pull"] * 3
     assert "A defect of thread" in caplog.text
 
@@ -271,14 +273,14 @@ def test_the_memory_is_written_by_one_at_a_time_and_the_newest_last(tmp_path):
         one.join(20)
     assert written == [["a"], ["a", "b"]]
     # Nor does one that comes late write less than is known by then.
-    agent._save_memory("the memory")
+    agent.known.save_memory("the memory")
     assert written[-1] == ["a", "b"]
 
 
 def test_events_lead_to_a_question(tmp_path):
     host = Host(tmp_path)
     agent = loop.Agent(
-        host.ctx, host.storage, Store(tmp_path / "state"), LIMITS, loop.Pace(busy=0.01)
+        host.ctx, host.storage, Store(tmp_path / "state"), LIMITS, model.Pace(busy=0.01)
     )
     given = [
         vendor.News(7, look=True),
@@ -288,7 +290,7 @@ def test_events_lead_to_a_question(tmp_path):
     asked = []
 
     def wait(since, _seconds):
-        asked.append((since, agent.ask.is_set()))
+        asked.append((since, agent.asking.again.is_set()))
         one = given.pop(0)
         if isinstance(one, Exception):
             if not given:
@@ -297,5 +299,5 @@ def test_events_lead_to_a_question(tmp_path):
         return one
 
     host.storage.wait = wait
-    agent._event_loop()
+    agent.asking.listen()
     assert asked == [(None, False), (7, True), (None, True)]

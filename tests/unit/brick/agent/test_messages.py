@@ -96,7 +96,7 @@ def test_a_leg_is_put_back_while_a_report_is_not_answered(host, run, frozen):
     run.agent.round()
     host.back(1)
     host.settle(3)
-    run.agent.pull()
+    run.agent.asking.pull()
     made = run.agent.round()
     assert [one.kind for one in made.actions] == ["ReportArray", "ReAdd"]
     with one_worker() as pool, one_worker() as saying:

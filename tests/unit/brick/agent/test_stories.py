@@ -34,7 +34,7 @@ def test_a_leg_that_was_lost_comes_back_by_itself(host, run):
     assert host.in_sync() == {A, B}
     assert host.md.read("md127") == {b"second"}
     assert records(host) == {A: GOOD, B: GOOD}
-    (healed,) = run.agent.history.entries
+    (healed,) = run.agent.known.history.entries
     assert (healed.leg, healed.kind, healed.ok) == (B, "partial", True)
     assert healed.end > healed.start > healed.lost
     assert [one["leg"] for one in run.volume()["healed"]] == [B]
@@ -51,10 +51,10 @@ def test_a_report_is_repeated_only_if_the_provisioner_does_not_show_it(host, run
 
     # What was pulled before the report says the old state.
     assert reports() == []
-    run.agent.pull()
+    run.agent.asking.pull()
     assert reports() == []
     next(one for one in host.storage.records if one.uuid == B).state = "Available"
-    run.agent.pull()
+    run.agent.asking.pull()
     assert reports() == ["ReportArray"]
 
 
@@ -69,12 +69,12 @@ def test_a_look_while_mdadm_works_does_not_end_a_healing(host, run, monkeypatch)
         if action.kind == "ReAdd":
             host.settle(1)
             run.agent.round()
-            assert [one.end for one in run.agent.history.entries] == [0.0]
+            assert [one.end for one in run.agent.known.history.entries] == [0.0]
         return do(volume, action)
 
     monkeypatch.setattr(run.agent.hands, "do", slow)
     run.rounds(5)
-    (healed,) = run.agent.history.entries
+    (healed,) = run.agent.known.history.entries
     assert (healed.leg, healed.ok) == (B, True)
     assert not [one for one in host.storage.told if "lost again" in str(one)]
 
@@ -83,7 +83,7 @@ def test_a_report_that_got_lost_is_repeated(host, run):
     run.lose()
     host.storage.away = True
     run.rounds(1)
-    assert not run.agent.memory.told
+    assert not run.agent.known.memory.told
     host.storage.away = False
     assert "ReportArray" in run.rounds(3)
     assert records(host)[B] == ("Missing", "stale")
@@ -138,7 +138,7 @@ def test_without_the_provisioner_it_heals_what_needs_no_decision(host, run):
     host.back(1)
     host.settle(3)
     run.start()
-    assert run.agent.wanted.stale
+    assert run.agent.known.wanted.stale
     assert "ReAdd" in run.rounds(3)
     assert host.in_sync() == {A, B}
     assert run.shown["provisioner"]["away"]
@@ -162,7 +162,7 @@ def test_what_was_asked_for_survives_a_kill(host, run):
         run.rounds(40, 5)
     host.storage.request_replacement = lost
     run.start()
-    assert run.agent.memory.asked[B].new == ""
+    assert run.agent.known.memory.asked[B].new == ""
     run.rounds(30, 5)
     assert asked == [B]
     assert host.in_sync() == {A, C}
@@ -312,7 +312,7 @@ def test_a_volume_that_was_detached_meanwhile_is_not_assembled_again(stopped, ru
     assert list(stopped.md.arrays) == []
     stopped.storage.published = False
     run.rounds(1)
-    assert run.agent.memory.restarts == {}
+    assert run.agent.known.memory.restarts == {}
 
 
 def test_nor_where_another_volume_keeps_the_connections(stopped, run):
@@ -326,13 +326,13 @@ def test_nor_where_another_volume_keeps_the_connections(stopped, run):
     assert len(stopped.kernel.controllers()) == 2
     assert run.rounds(3).count("FinishRestart") == 1
     assert list(stopped.md.arrays) == []
-    assert run.agent.memory.restarts == {}
+    assert run.agent.known.memory.restarts == {}
 
 
 def test_what_the_provisioner_does_not_confirm_is_not_assembled(stopped, run):
     stopped.storage.away = True
     assert "FinishRestart" not in run.rounds(3)
-    assert run.agent.memory.restarts
+    assert run.agent.known.memory.restarts
     stopped.storage.away = False
     stopped.storage.published = False
     assert "FinishRestart" not in run.rounds(3)
@@ -352,7 +352,7 @@ def test_an_array_that_was_stopped_waits_for_its_legs(stopped, run):
 def test_one_that_comes_up_by_an_attach_is_left_to_that(stopped, run):
     stopped.attach()
     assert "FinishRestart" not in run.rounds(3)
-    assert run.agent.memory.restarts == {}
+    assert run.agent.known.memory.restarts == {}
 
 
 def test_nothing_is_stopped_when_the_intent_cannot_be_written(host, run, monkeypatch):
@@ -364,7 +364,7 @@ def test_nothing_is_stopped_when_the_intent_cannot_be_written(host, run, monkeyp
     monkeypatch.setattr(run.agent.store, "save_memory", full)
     assert "Restart" in run.rounds(2)
     assert host.md.arrays["md127"].state == "broken"
-    assert "cannot be written down" in run.agent.memory.tried[f"Restart {VOLUME}"].error
+    assert "cannot be written down" in run.agent.known.memory.tried[f"Restart {VOLUME}"].error
 
 
 def test_a_link_that_flaps(host, run):
@@ -499,7 +499,7 @@ def test_mdadm_that_fails_is_tried_again(host, run):
     host.md.fails = {"--re-add": "no", "--add-spare": "no"}
     run.rounds(2, 0.2)
     assert host.in_sync() == {A}
-    assert run.agent.history.entries == []
+    assert run.agent.known.history.entries == []
     run.rounds(4)
     assert host.in_sync() == {A, B}
 
@@ -509,7 +509,7 @@ def test_a_detach_that_came_first_is_not_undone(host, run):
     run.round()
     host.back(1)
     host.settle(3)
-    run.agent.pull()
+    run.agent.asking.pull()
     made = run.agent.round()
     host.detach()
     for action in made.actions:
