@@ -15,7 +15,7 @@ from oslo_log import log
 from kumo_client import errors
 from kumo_client.api.node import Node
 from kumo_client.schemas.node import Limits
-from kumo_client.schemas.volume import StorageClass
+from kumo_client.schemas.volume import REPLICA_TERMINATING, StorageClass
 from kumo_provisioner import settling
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
@@ -36,6 +36,9 @@ def capped(row: models.Volume) -> bool:
 def apply(core: Core, uuid: str) -> None:
     """Set the caps of a volume on all its nodes. The caller holds the lock of the volume.
 
+    A leg that is on its way out keeps its volume in step while its host has it, and may never have
+    been made.
+
     :raises KumoError: a node could not be asked, or refused; it is to be tried again.
     """
     with core.db.read() as session:
@@ -44,7 +47,10 @@ def apply(core: Core, uuid: str) -> None:
         calls: dict[str, Call[Any]] = {
             leg.uuid: (Address.of(leg.backend), _call(leg.uuid, limits)) for leg in row.replicas
         }
-    failed = building.first_error(core.nodes.call_all(calls))
+        going = {leg.uuid for leg in row.replicas if leg.state == REPLICA_TERMINATING}
+    outcomes = core.nodes.call_all(calls)
+    gone = {uuid for uuid in going if isinstance(outcomes[uuid].error, errors.NotExistsError)}
+    failed = building.first_error({uuid: outcomes[uuid] for uuid in outcomes.keys() - gone})
     if failed is not None:
         raise failed
     core.db.run(

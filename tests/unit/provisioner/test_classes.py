@@ -5,10 +5,18 @@ import pytest
 
 from kumo_client import errors
 from kumo_client.schemas.tenant import TenantWrite
-from kumo_client.schemas.volume import StorageClassUpdate, VolumeModify
+from kumo_client.schemas.volume import REPLICA_TERMINATING, StorageClassUpdate, VolumeModify
 from kumo_provisioner import reconcile, settling
 from kumo_provisioner.db import models
-from kumo_provisioner.services import backends, caps, classes, snapshots, tenants, volumes
+from kumo_provisioner.services import (
+    backends,
+    caps,
+    classes,
+    replicas,
+    snapshots,
+    tenants,
+    volumes,
+)
 from tests.unit.provisioner.conftest import add_node, volume
 from tests.unit.provisioner.live import data, killed, legs, note, note_volume, rows_of, write
 from tests.unit.provisioner.stories import T, made_snapshot, node_of, ports, published, rows, shown
@@ -87,6 +95,21 @@ def test_caps_are_set_after_a_crash(core, three, monkeypatch, after):
         modified(core, uid, max_iops_per_gb=5)
     reconcile.run(core)
     assert limits(core, uid) == [(5, 0)]
+
+
+def test_caps_do_not_wait_for_a_leg_that_goes_and_is_not_there(core, three):
+    uid = volumes.create(core, T, volume(replicas=2))
+    published(core, uid)
+    stays, goes = shown(core, uid).location
+    replicas.terminate(core, T, uid, goes.uuid)
+    assert [one.state for one in rows_of(core, uid)][1] == REPLICA_TERMINATING
+    del node_of(core, goes).state.replicas[goes.uuid]
+    note_volume(core, uid, unsettled=settling.LIMITS)
+    caps.apply(core, uid)
+    assert kinds(core, uid) == []
+    del node_of(core, stays).state.replicas[stays.uuid]
+    with pytest.raises(errors.ConflictError, match=stays.uuid):
+        caps.apply(core, uid)
 
 
 # -- guarantees ---------------------------------------------------------------------------------
