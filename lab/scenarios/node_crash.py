@@ -34,7 +34,7 @@ def run(ctx: Context) -> None:
             _check_refusals(ctx, told)
         with ctx.step(f"{node.name} returns; record and nodes are compared"):
             _start(ctx, plane, node)
-            churn.check(ctx, plane, told)
+            churn.check(ctx, plane, told, node.address)
         with ctx.step("everything is deleted"):
             churn.clear(ctx, plane)
 
