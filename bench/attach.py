@@ -16,10 +16,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 import uuid
@@ -28,12 +26,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bench.one_machine import CLOCK, ERRORS, SEEN, about, told
 from kumo_client import naming
 from lab import brick_site
 from lab.cluster import Lab
 from lab.compute import Brick
 from lab.connection import Leg, connection_info
-from lab.errors import LabError
 from lab.progress import Progress
 
 SUBJECTS = ("stock", "ours", "raw", "fabrics")
@@ -200,13 +198,10 @@ def measure(plan: Plan, options: argparse.Namespace, progress: Progress) -> list
             with progress.task(f"os-brick, {edition}"):
                 Brick(machine, edition).start()
         machine.put("/root/plan.json", json.dumps(plan.body).encode())
-        command = "kumo-python -m bench.guest_attach </root/plan.json >/root/seen 2>/root/errors"
+        command = f"kumo-python -m bench.guest_attach </root/plan.json >{SEEN} 2>{ERRORS}"
         with progress.task(f"{len(plan.cases)} cases, {options.rounds} rounds"):
             done = machine.run(command, check=False, timeout=_TIMEOUT)
-        lines = machine.get("/root/seen").decode().splitlines()
-        if done.returncode:
-            raise LabError(f"the benchmark failed: {machine.get('/root/errors').decode()[-2000:]}")
-        return [json.loads(line) for line in lines]
+        return told(machine, done.returncode)
     finally:
         if not options.keep:
             lab.down()
@@ -245,14 +240,9 @@ def main(argv: list[str] | None = None) -> int:
     for line in failures:
         print(json.dumps(line))
     if options.output:
-        about = {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} cores, {platform.platform()}",
-            "clock": "real time" if options.real_time else "-icount shift=1,sleep=off",
-            "kernel": options.kernel,
-            "rounds": options.rounds,
-        }
-        options.output.write_text(json.dumps(about | {"rows": rows, "lines": lines}, indent=1))
+        made = about(options.kernel, "real time" if options.real_time else CLOCK)
+        made |= {"rounds": options.rounds, "rows": rows, "lines": lines}
+        options.output.write_text(json.dumps(made, indent=1))
     return int(any("error" in line for line in failures if line["subject"] == brick_site.OURS))
 
 

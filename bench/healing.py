@@ -17,10 +17,8 @@ Seconds are those of that clock. The subjects take turns, under the load of a wr
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import sys
 from collections import defaultdict
@@ -28,9 +26,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bench.one_machine import ERRORS, SEEN, about, told
 from lab.agent import python_path
 from lab.cluster import Lab
-from lab.errors import LabError
 from lab.progress import Progress
 
 SUBJECTS = ("raw", "rounds", "ours")
@@ -168,17 +166,13 @@ def measure(options: argparse.Namespace, progress: Progress) -> list[dict[str, A
         machine.put("/root/plan.json", json.dumps(plan(options)).encode())
         command = (
             f"set -o pipefail; PYTHONPATH={python_path()} /usr/bin/python3 -W ignore"
-            " -m bench.guest_healing </root/plan.json 2>/root/errors"
-            " | tee /root/seen >/dev/console"
+            f" -m bench.guest_healing </root/plan.json 2>{ERRORS} | tee {SEEN} >/dev/console"
         )
         with progress.task(f"measuring; see {machine.console_path}"):
             done = machine.run(["bash", "-c", command], check=False, timeout=_TIMEOUT)
         if options.log:
-            options.log.write_bytes(machine.get("/root/errors"))
-        lines = machine.get("/root/seen").decode().splitlines()
-        if done.returncode:
-            raise LabError(f"the benchmark failed: {machine.get('/root/errors').decode()[-2000:]}")
-        return [json.loads(line) for line in lines]
+            options.log.write_bytes(machine.get(ERRORS))
+        return told(machine, done.returncode)
     finally:
         if not options.keep:
             lab.down()
@@ -220,14 +214,8 @@ def main(argv: list[str] | None = None) -> int:
     for line in failures:
         print(json.dumps(line))
     if options.output:
-        about = {
-            "date": datetime.date.today().isoformat(),
-            "machine": f"{os.cpu_count()} cores, {platform.platform()}",
-            "clock": "-icount shift=1,sleep=off",
-            "kernel": options.kernel,
-            "plan": plan(options),
-        }
-        options.output.write_text(json.dumps(about | {"lines": lines}, indent=1))
+        made = about(options.kernel) | {"plan": plan(options), "lines": lines}
+        options.output.write_text(json.dumps(made, indent=1))
     return int(bool(failures))
 
 
