@@ -226,7 +226,8 @@ class Hands:
         return found
 
     def _restart(self, volume: Volume, action: Restart) -> None:
-        """As an attach does it. md does not stop what somebody has open; then nothing has changed.
+        """As an attach does it. md does not stop what somebody has open; then the array is as it
+        was, but for members that md had dropped: they are no part of it any more.
 
         An array that is not there any more after a failure, or when we are killed, is brought up by
         :meth:`_finish_restart`.
