@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from bench.guest_floor import wait_device
 from bench.guest_io import Load
@@ -31,7 +32,7 @@ _MEMORY_MIB = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Attached:
-    """A volume with a leg on each of the first two nodes.
+    """A volume with a leg on each of two nodes.
 
     :ivar array: "md127". :ivar devices: of its legs, "nvme0n1".
     """
@@ -50,18 +51,25 @@ class Attached:
         return Path(f"/sys/block/{self.array}/md/{name}").read_text().strip()
 
 
+class Busy(Protocol):
+    """What uses volumes."""
+
+    def idle(self, path: str) -> None:
+        """End it, and wait until nothing of it is under way; ``path`` is for an error."""
+
+
 class Site:
     """Nodes, the kernel's log, and how volumes come and go.
 
-    :param size_mib: of each volume.
+    :param size_mib: of each volume. :param nodes: how many there are.
     """
 
-    def __init__(self, ctx: Context, size_mib: int) -> None:
+    def __init__(self, ctx: Context, size_mib: int, nodes: int = NODES) -> None:
         prepare(_MEMORY_MIB)
         self.ctx, self.size = ctx, size_mib * _MIB
         self.nodes = [
             Node(number, naming.subsystem_nqn(f"node{number}", ctx.host_nqn, props.REPLICATED))
-            for number in range(1, NODES + 1)
+            for number in range(1, nodes + 1)
         ]
         self.log = Log()
         self.log.start()
@@ -76,13 +84,16 @@ class Site:
         for name, value in settings.items():
             self.ctx.conf.set_override(name, value, group=GROUP)
 
-    def attach(self, count: int) -> list[Attached]:
-        """Make volumes and attach them by the connector."""
-        return [self._attached() for _ in range(count)]
+    def attach(self, count: int, on: Sequence[int] = (0, 1)) -> list[Attached]:
+        """Make volumes and attach them by the connector.
 
-    def _attached(self) -> Attached:
+        :param on: the nodes of their legs.
+        """
+        return [self._attached(on) for _ in range(count)]
+
+    def _attached(self, on: Sequence[int]) -> Attached:
         legs = []
-        for node in self.nodes[:2]:
+        for node in map(self.nodes.__getitem__, on):
             leg = str(uuid.uuid4())
             node.add(leg, self.leg_size)
             legs.append(
@@ -111,7 +122,7 @@ class Site:
         """When the kernel had its connection to a node again."""
         return self.log.wait(LIVE, since, _LIVE_SECONDS)
 
-    def clear(self, load: Load | None) -> None:
+    def clear(self, load: Busy | None) -> None:
         """All nodes are back, nothing is attached, no leg is left."""
         for node in self.nodes:
             node.restore()

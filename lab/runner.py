@@ -39,6 +39,7 @@ class Labs(Protocol):
         kernel: str,
         ssds: int = ...,
         ssd_gib: int = ...,
+        icount: bool = ...,
     ) -> Lab: ...
 
 
@@ -101,7 +102,8 @@ class Runner:
             for number, scenario in enumerate(scenarios, 1):
                 self._planned = Needs(0, 0)
                 for later in scenarios[number:]:
-                    self._planned = self._planned.union(later.needs)
+                    if later.needs.icount == scenario.needs.icount:
+                        self._planned = self._planned.union(later.needs)
                 self._run(scenario, last=number == len(scenarios))
         except BaseException:
             if not self._keep:
@@ -146,9 +148,10 @@ class Runner:
             lab = self._lab or self._labs.load(self._name)
             has = _machines(lab)
             enough = has.storage >= needs.storage and has.compute >= needs.compute
-            if enough and self._has_disks(lab, needs) and self._fit(lab):
+            clock = all(one.spec.icount == needs.icount for one in lab.machines.values())
+            if enough and clock and self._has_disks(lab, needs) and self._fit(lab):
                 return lab
-            if not self._ours:
+            if not self._ours and clock:
                 needs = needs.union(has)
             self._down()
         self._ours = True
@@ -160,6 +163,7 @@ class Runner:
             progress=self._progress,
             kernel=self._kernel,
             **needs.disks(),
+            **({"icount": True} if needs.icount else {}),
         )
 
     def _has_disks(self, lab: Lab, needs: Needs) -> bool:

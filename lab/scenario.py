@@ -30,7 +30,8 @@ class Needs:
     """What a scenario runs on: numbers of machines, and whether it starts OpenStack services.
 
     ``ssds`` of ``ssd_gib`` GiB each for a storage machine; None: as ``kumo-lab up`` gives them, or
-    whatever a lab has that somebody made before.
+    whatever a lab has that somebody made before. ``icount``: the clocks of the machines count
+    instructions, so that times do not depend on how busy the lab's own machine is; for one machine.
     """
 
     storage: int = 3
@@ -38,15 +39,17 @@ class Needs:
     openstack: bool = False
     ssds: int | None = None
     ssd_gib: int | None = None
+    icount: bool = False
 
     def union(self, other: Needs) -> Needs:
-        """Machines that are enough for both, with our own disks: other disks fit only some."""
+        """Machines that are enough for both, with our own disks and clock: others fit only some."""
         return Needs(
             max(self.storage, other.storage),
             max(self.compute, other.compute),
             self.openstack or other.openstack,
             self.ssds,
             self.ssd_gib,
+            self.icount,
         )
 
     def disks(self) -> dict[str, Any]:
@@ -60,6 +63,8 @@ class Needs:
             text += f", {self.ssds} SSDs"
         if self.ssd_gib:
             text += f", SSDs of {self.ssd_gib} GiB"
+        if self.icount:
+            text += ", clocks that count instructions"
         return f"{text}, OpenStack" if self.openstack else text
 
 

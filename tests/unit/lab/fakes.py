@@ -201,8 +201,8 @@ class Labs:
         if name in self.found:
             raise LabError("already up")
         self.found[name] = FakeLab(self, name, storage, compute, kernel)
-        for machine in self.found[name].storage:
-            machine.spec = SimpleNamespace(**{"ssds": 2, "ssd_gib": 16, **disks})
+        for machine in self.found[name].machines.values():
+            machine.spec = SimpleNamespace(**{"ssds": 2, "ssd_gib": 16, "icount": False, **disks})
         return self.found[name]
 
     def count(self):

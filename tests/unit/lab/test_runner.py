@@ -77,6 +77,17 @@ def test_a_lab_that_is_too_small_is_made_anew_and_no_smaller(runner, labs, scree
     assert labs.events == ["down t", "up t 3+2", "down t"]
 
 
+def test_one_whose_clock_counts_instructions_has_a_lab_of_its_own(runner, labs, screen):
+    alone = Needs(0, 1, icount=True)
+    assert runner().run([scenario("a", Needs(3, 1)), scenario("b", alone), scenario("c", alone)])
+    counting = "up t 0+1 ('icount', True)"
+    assert labs.events == ["up t 3+1", "down t", counting, "down t"]
+    up(labs, screen)
+    assert runner().run([scenario("b", alone)])
+    assert labs.events == ["down t", counting, "down t"]
+    assert str(alone) == "0 storage, 1 compute, clocks that count instructions"
+
+
 def test_a_lab_that_was_there_is_used_and_left(runner, labs, screen):
     up(labs, screen)
     assert runner().run([scenario()])

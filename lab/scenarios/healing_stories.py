@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stories of healing in one machine whose clock counts instructions.
+
+The nodes are network namespaces of that machine, and the provisioner is a stand-in
+(:mod:`lab.guest_stories`). Every block that the load reads is verified, the whole time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Any
+
+from lab.agent import python_path
+from lab.machine import Machine
+from lab.scenario import Context, Needs
+
+SUMMARY = "healing: all nodes are away for 3 s, and for 10 s, under a load that verifies"
+NEEDS = Needs(storage=0, compute=1, icount=True)
+IN_ALL = False
+STORIES = {
+    "both-brief": "both legs cannot be reached for 3 s: I/O waits, and nothing else happens",
+    "both-long": "both legs cannot be reached for 10 s: I/O fails, the agent repairs the array",
+}
+UNIT = "kumo-stories"
+_TOLD = "/run/kumo-stories.told"
+_SEED = "KUMO_LAB_SEED"
+# Of this machine's clock, for each story: virtual seconds are much longer on a busy one.
+_PATIENCE = 3600.0
+_POLL = 3.0
+
+
+def run(ctx: Context) -> None:
+    """Play them, one step each."""
+    (machine,) = ctx.lab.compute
+    seed = int(os.environ.get(_SEED) or time.time())
+    ctx.note(f"seed {seed}; {_SEED} chooses another one")
+    begin(machine, seed)
+    for number, (name, text) in enumerate(STORIES.items()):
+        with ctx.step(text):
+            told = wait(ctx, machine, number)
+            ctx.check(told["story"] == name, f"{told['story']} was told of instead of {name}")
+            for note in told["notes"]:
+                ctx.note(note)
+            ctx.check("error" not in told, f"{name}: {told.get('error')}")
+            ctx.note(f"{told['seconds']:.0f} virtual seconds")
+
+
+def begin(machine: Machine, seed: int) -> None:
+    """Start what plays the stories in a machine."""
+    command = (
+        f"PYTHONPATH={python_path()} exec /usr/bin/python3 -W ignore -m lab.guest_stories"
+        f" {seed} {' '.join(STORIES)} >{_TOLD}"
+    )
+    machine.run(["systemd-run", "--collect", "--unit", UNIT, "bash", "-c", command])
+
+
+def wait(ctx: Context, machine: Machine, number: int) -> dict[str, Any]:
+    """What was told of a story, by its number, as soon as it is over.
+
+    :raises ScenarioFailedError: nothing is told, or it cannot be any more.
+    """
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        state = machine.run(["systemctl", "is-active", "-q", UNIT], check=False)
+        lines = machine.run(f"cat {_TOLD} 2>/dev/null; true").stdout.splitlines()
+        if len(lines) > number:
+            return dict(json.loads(lines[number]))
+        if state.returncode:
+            log = machine.run(f"journalctl -u {UNIT} -n 20 --no-pager -o cat").stdout
+            ctx.check(False, f"the stories have ended before their time:\n{log}")
+        ctx.check(time.monotonic() < deadline, f"no story was over in {_PATIENCE:.0f} s")
+        time.sleep(_POLL)
