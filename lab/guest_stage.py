@@ -22,6 +22,7 @@ from lab.guest_remote import Agent, Desk
 from lab.guest_verified import Load
 
 STATUS = Path("/run/kumo-agent/status.json")
+HISTORY = Path("/var/lib/kumo-agent/history.json")
 _MIB = 1 << 20
 _LEGS = Path("/run/legs")
 _SECTOR = 512
@@ -155,6 +156,14 @@ class Stage:
         found = self.shown().get("volumes", [])
         return next((each for each in found if each["uuid"] == one.volume.uuid), {})
 
+    def history(self, one: Attached) -> list[dict[str, Any]]:
+        """The healings of a volume."""
+        if not HISTORY.exists():
+            return []
+        return [
+            each for each in json.loads(HISTORY.read_text()) if each["volume"] == one.volume.uuid
+        ]
+
     def wait(self, what: str, seconds: float, done: Callable[[], object]) -> float:
         """Wait until something is so; the seconds that took.
 
@@ -192,3 +201,10 @@ class Stage:
         md = Path("/sys/block") / shown["array"] / "md"
         whole = (md / "degraded").read_text().strip() == "0"
         return whole and {leg["recorded"] for leg in shown["legs"]} == {"Available"}
+
+
+def kernel_names() -> tuple[list[str], list[str]]:
+    """Controllers and arrays of this machine."""
+    controllers = Path("/sys/class/nvme-fabrics/ctl").glob("nvme*")
+    arrays = Path("/sys/block").glob("md*")
+    return sorted(one.name for one in controllers), sorted(one.name for one in arrays)

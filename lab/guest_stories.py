@@ -23,13 +23,15 @@ from lab.guest_remote import Agent
 from lab.guest_stage import Stage
 from os_brick_nvmeof.agent import conf, main
 
-NODES = 3
+NODES = 6
 SIZE_MIB = 256
 _CONFIG = Path("/run/kumo-stories.conf")
 _LIMITS = {"min": 50_000, "max": 200_000}
 STORIES: dict[str, Callable[[Stage], None]] = {
+    "flapping": guest_story_paths.flapping,
     "both-brief": guest_story_paths.brief,
     "both-long": guest_story_paths.long,
+    "third": guest_story_paths.third,
 }
 
 

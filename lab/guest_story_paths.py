@@ -1,21 +1,65 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stories of connections that are lost: those of all nodes at once."""
+"""Stories of connections that are lost: of one node again and again, of all, of a third of them."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from pathlib import Path
 
 from bench.guest_log import DROPPED
 from bench.guest_site import Attached
-from lab.guest_stage import GOOD_SECONDS, Stage, check
+from lab.guest_stage import GOOD_SECONDS, Stage, check, kernel_names
 from lab.guest_verified import Load
 
+_FLAPS = 20
 _BRIEF, _LONG = 3.0, 10.0
 _SETTLE = 5.0
+_DROP_SECONDS = 60.0
 _RUNNING = ("clean", "active", "write-pending", "active-idle")
 # Of replacement where none is expected.
 _NEVER = 600.0
+_DOWN_TIME = 5.0
+_PAIRS = [(0, 1), (2, 3), (4, 5)]
+_ASKED = "request_replacement"
+
+
+def flapping(stage: Stage) -> None:
+    """One node's link is cut and healed twenty times at random intervals."""
+    with stage.volumes([(0, 1)], _NEVER) as (volumes, load):
+        stage.good(volumes)
+        (volume,) = volumes
+        before, calls, node = kernel_names(), len(stage.desk.calls), stage.site.nodes[1]
+        begin = time.monotonic()
+        for _ in range(_FLAPS):
+            node.cut()
+            time.sleep(stage.dice.uniform(0.2, 9.0))
+            node.restore()
+            time.sleep(stage.dice.uniform(0.2, 9.0))
+        took = stage.good(volumes)
+        stage.note(
+            f"cut {_FLAPS} times in {time.monotonic() - begin:.0f} s, redundant {took:.1f} s after"
+        )
+        stage.quiet(load)
+        check(kernel_names() == before, f"controllers and arrays: {kernel_names()}, not {before}")
+        _only_lost(stage, volume, begin)
+        done = Counter(stage.desk.calls[calls:])
+        for name in (_ASKED, "retire", "confirm"):
+            check(not done[name], f"{name} was called {done[name]} times")
+        legs = [leg["uuid"] for leg in stage.status(volume)["legs"]]
+        check(legs == [leg.uuid for leg in volume.volume.legs], f"legs: {legs}")
+
+
+def _only_lost(stage: Stage, volume: Attached, begin: float) -> None:
+    """No leg but the one that was cut off may have failed, and all copies were partial."""
+    kept = DROPPED.format(array=volume.array) + volume.devices[0]
+    check(stage.site.log.find(kept, begin) is None, f"{volume.devices[0]} was dropped")
+    healed = stage.history(volume)
+    check(healed, "nothing was healed")
+    kinds = Counter(one["kind"] for one in healed)
+    check(set(kinds) == {"partial"}, f"copied: {healed}")
+    most = max(one["bytes"] for one in healed) / stage.site.size
+    stage.note(f"put back {len(healed)} times, each by bitmap, at most {100 * most:.0f} % written")
 
 
 def brief(stage: Stage) -> None:
@@ -80,3 +124,30 @@ def _all_away(stage: Stage, seconds: float) -> None:
     for node in stage.site.nodes[:2]:
         node.restore()
     stage.site.all_live()
+
+
+def third(stage: Stage) -> None:
+    """A third of the nodes goes at once: reconnects only. Then most are back, and it goes on."""
+    with stage.volumes(_PAIRS, _DOWN_TIME) as (volumes, load):
+        stage.good(volumes)
+        calls, gone = len(stage.desk.calls), [stage.site.nodes[at] for at in (1, 3)]
+        begin = time.monotonic()
+        for node in gone:
+            node.cut()
+        for one in volumes[:2]:
+            stage.site.log.wait(DROPPED.format(array=one.array), begin, _DROP_SECONDS)
+        stage.wait("said why", GOOD_SECONDS, lambda: stage.shown()["network"])
+        stage.note(f"status: {stage.shown()['network']}")
+        time.sleep(6 * _DOWN_TIME)
+        asked = stage.desk.calls[calls:].count(_ASKED)
+        check(not asked, f"{asked} replacements were asked for")
+        gone[0].restore()
+        back = time.monotonic()
+        stage.good(volumes[:1])
+        stage.note(f"{gone[0].name} back: healed after {time.monotonic() - back:.1f} s")
+        stage.good(volumes)
+        asked = stage.desk.calls[calls:].count(_ASKED)
+        check(asked == 1, f"{asked} replacements were asked for, not 1")
+        stage.note(f"{gone[1].name} replaced after {time.monotonic() - back:.1f} s")
+        stage.quiet(load)
+        gone[1].restore()

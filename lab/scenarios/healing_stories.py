@@ -16,12 +16,14 @@ from lab.agent import python_path
 from lab.machine import Machine
 from lab.scenario import Context, Needs
 
-SUMMARY = "healing: all nodes are away for 3 s, and for 10 s, under a load that verifies"
+SUMMARY = "healing: one link flaps; all nodes are away for 3 s and for 10 s; a third of them is"
 NEEDS = Needs(storage=0, compute=1, icount=True)
 IN_ALL = False
 STORIES = {
     "both-brief": "both legs cannot be reached for 3 s: I/O waits, and nothing else happens",
     "both-long": "both legs cannot be reached for 10 s: I/O fails, the agent repairs the array",
+    "flapping": "one node's link is cut and healed 20 times: no leg but that one is ever lost",
+    "third": "a third of the nodes goes at once: reconnects only, until most are back",
 }
 UNIT = "kumo-stories"
 _TOLD = "/run/kumo-stories.told"
