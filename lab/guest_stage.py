@@ -18,6 +18,7 @@ from typing import Any
 from bench.guest_site import Attached, Site
 from bench.guest_targets import run
 from bench.guest_vendor import Provisioner
+from lab import guest_evidence
 from lab.guest_remote import Agent, Desk
 from lab.guest_verified import Load
 
@@ -82,6 +83,9 @@ class Stage:
             load = self._load(volumes, blocks)
             yield volumes, load
             self._end(volumes, load)
+        except Exception:
+            guest_evidence.show()
+            raise
         finally:
             self.desk.answers.set()
             self.desk.away = False

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.guest_site import Site
-from lab import guest_story_paths
+from lab import guest_evidence, guest_story_paths
 from lab.guest_brick import LOCKS
 from lab.guest_remote import Agent
 from lab.guest_stage import Stage
@@ -50,9 +50,10 @@ def play(stage: Stage, name: str) -> bool:
 
 
 def start(seed: int, names: list[str]) -> int:
-    """Entry point."""
+    """Entry point. What an earlier run in the same machine has left is removed first."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     _CONFIG.write_text(f"[kumo_agent]\nlock_path = {LOCKS}\nhost_id = stories\n")
+    guest_evidence.clear()
     agent = Agent(str(_CONFIG))
     agent.start()
     site = Site(main.context(conf.load([str(_CONFIG)])), SIZE_MIB, NODES)
@@ -65,6 +66,10 @@ def start(seed: int, names: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    code = start(int(sys.argv[1]), sys.argv[2:])
-    # Threads that wait for the kernel would keep the process from ending.
+    code = 1
+    try:
+        code = start(int(sys.argv[1]), sys.argv[2:])
+    except Exception:  # noqa: BLE001 - it is told, and the run ends
+        traceback.print_exc()
+    # Threads that wait for the kernel, or the agent, would keep the process from ending.
     os._exit(code)

@@ -16,6 +16,7 @@ _FLAPS = 20
 _BRIEF, _LONG = 3.0, 10.0
 _SETTLE = 5.0
 _DROP_SECONDS = 60.0
+_LINK_SECONDS = 30.0
 _RUNNING = ("clean", "active", "write-pending", "active-idle")
 # Of replacement where none is expected.
 _NEVER = 600.0
@@ -106,6 +107,8 @@ def _restarted(stage: Stage, volume: Attached, load: Load) -> None:
     found = stage.wait("started again", GOOD_SECONDS, lambda: _running(stage, volume))
     stage.note(f"started again by the agent {found:.1f} s after it was closed")
     path = Path("/dev/md") / volume.volume.alias
+    # udev makes the link, later than the array is there.
+    stage.wait("linked", _LINK_SECONDS, path.exists)
     wrong = load.ask("open", paths=[str(path)])["wrong"]
     check(not wrong, f"acknowledged data is lost: {wrong}")
     load.ask("take")

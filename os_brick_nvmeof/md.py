@@ -17,10 +17,26 @@ this volume's legs and its attach has failed.
 **failfast.** Legs are not marked so by default. With the mark, the kernel drops a leg at the first
 error, and on recent kernels the loss of all legs for a moment can mark the array as broken for
 good (MD_BROKEN, drivers/md/raid1.c). Time-outs of the connections do what it was made for.
+
+**Bad blocks.** md can keep a log of bad blocks on each leg, and mdadm makes room for one unless its
+configuration says ``CREATE bbl=no`` (mdadm.conf(5); there is no option for it). It was made for
+disks: a write that fails is entered there, and the leg stays in the array without that write
+(``narrow_write_error()``, drivers/md/raid1.c). On a network it is the connection that fails. What
+is entered on the last leg then cannot be read any more, though nothing is wrong with it; and one of
+two legs with an entry is called in sync and is not. So arrays are made without, by a configuration
+of our own; what that leaves out of the host's own is what our options say, and ``CREATE`` lines.
+
+Arrays of stock os-brick have a log. An empty one is removed when we assemble them
+(``--update=no-bbl``); mdadm leaves one with entries as it is, says so and goes on (``no-bbl`` in
+super1.c). That is never forced (``force-no-bbl``): an entry may be of a write that another leg has,
+and without it the old data would be read here. An array that udev has assembled keeps its log, and
+a leg that is added to a running array has one, for ``mdadm --manage`` takes no configuration: until
+the next time that we assemble it.
 """
 
 from __future__ import annotations
 
+import pathlib
 import re
 from collections.abc import Callable, Collection, Sequence
 
@@ -47,6 +63,7 @@ _SHORT = 2.0
 # Seconds that mdadm gets to stop an array before its legs are looked after.
 _PATIENCE = 5.0
 _LOCKLESS_SINCE = (6, 18)
+_CONFIG = pathlib.Path(__file__).with_name("mdadm.conf")
 
 
 def check_name(ctx: Context, volume: Volume, devices: Collection[str]) -> None:
@@ -139,6 +156,7 @@ def _create(
     argv = ["mdadm", "--create", arrays.link(volume), "--run", "--metadata=1.2", "--level=1"]
     argv += [f"--raid-devices={places}", f"--bitmap={bitmap}", "--assume-clean"]
     argv += [f"--uuid={mdadm_uuid(volume.uuid)}", "--homehost=any", f"--name={volume.alias}"]
+    argv.append(f"--config={_CONFIG}")
     if volume.size:
         # Exactly what was asked for: legs have room for md's own data besides.
         argv.append(f"--size={volume.size // KIB}")
@@ -169,8 +187,8 @@ def assemble(
     argv = ["mdadm", "--assemble", arrays.link(volume), f"--uuid={mdadm_uuid(plan.uuid)}"]
     if len(members) < plan.places:
         argv.append("--run")
-    if plan.mode is not Mode.NORMAL:
-        argv.append("--readonly")
+    # Nothing is written to a superblock that is not to be written.
+    argv.append("--update=no-bbl" if plan.mode is Mode.NORMAL else "--readonly")
     argv += [f"/dev/{name}" for name in (*members, *filling)]
     return _converge(
         ctx,

@@ -50,7 +50,11 @@ def run(ctx: Context) -> None:
 
 
 def begin(machine: Machine, seed: int) -> None:
-    """Start what plays the stories in a machine."""
+    """Start what plays the stories in a machine; an earlier one there is killed."""
+    machine.run(
+        f"systemctl kill -s KILL {UNIT} 2>/dev/null; systemctl stop {UNIT} 2>/dev/null;"
+        f" systemctl reset-failed {UNIT} 2>/dev/null; rm -f {_TOLD}"
+    )
     command = (
         f"PYTHONPATH={python_path()} exec /usr/bin/python3 -W ignore -m lab.guest_stories"
         f" {seed} {' '.join(STORIES)} >{_TOLD}"

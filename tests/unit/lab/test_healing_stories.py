@@ -16,11 +16,15 @@ class Machine:
     """:param told: lines that come, one with each look."""
 
     def __init__(self, told):
-        self.told, self.looks, self.begun = told, 0, []
+        self.told, self.looks, self.begun, self.ended = told, 0, [], False
 
     def run(self, command, *, check=True):
         if command[0] == "systemd-run":
+            assert self.ended, "an earlier one may be there"
             self.begun.append(command[-1])
+        if "systemctl kill" in command:
+            self.ended = True
+            return SimpleNamespace(returncode=0, stdout="")
         if "is-active" in command:
             return SimpleNamespace(returncode=int(self.looks > len(self.told)), stdout="")
         if "journalctl" in command:
