@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A provisioner that can die between any two steps, over node models.
+"""A provisioner that can die between any two steps, or do something else there, over node models.
 
 A step is the beginning or the end of a write transaction, and the moment before or after a call to
 a node takes effect.
@@ -7,6 +7,7 @@ a node takes effect.
 
 import contextlib
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
@@ -19,18 +20,33 @@ class CrashError(BaseException):
 
 
 class Steps:
-    """Counts steps; ``left`` is how many may still be made, None for any number."""
+    """Counts steps; ``left`` is how many may still be made, None for any number.
+
+    When none is left the process dies, or, once, another thread does ``meanwhile``.
+    """
 
     def __init__(self):
         self.left = None
+        self.meanwhile = None
         self.made = 0
 
     def step(self):
         self.made += 1
-        if self.left is not None:
-            if self.left == 0:
-                raise CrashError
+        if self.left is None:
+            return
+        if self.left > 0:
             self.left -= 1
+            return
+        if self.meanwhile is None:
+            raise CrashError
+        function, self.meanwhile, self.left = self.meanwhile, None, None
+        in_another_thread(function)
+
+
+def in_another_thread(function):
+    """Run it as another caller does, to its end; what it raises is raised here."""
+    with ThreadPoolExecutor(1) as one:
+        one.submit(function).result()
 
 
 class CrashingNodes(FakeNodes):
@@ -70,6 +86,7 @@ class Plant:
         self.conf = conf
         self.steps = Steps()
         self.nodes = CrashingNodes(self.steps)
+        self.other = None
         self.core = self._start()
 
     def _start(self):
@@ -83,6 +100,8 @@ class Plant:
         ``.died`` of what this gives tells whether it did.
         """
         self.steps.left = after
+        if self.other is not None:
+            (self.steps.left, self.steps.meanwhile), self.other = self.other, None
         self.died = False
         try:
             yield self
@@ -91,7 +110,17 @@ class Plant:
             self.core.close()
             self.core = self._start()
         finally:
-            self.steps.left = None
+            self.steps.left = self.steps.meanwhile = None
+
+    @contextlib.contextmanager
+    def meanwhile(self, after, function):
+        """Let another caller do something after so many steps of the next call, if it has so
+        many; that call does not die."""
+        self.other = (after, function)
+        try:
+            yield
+        finally:
+            self.other = None
 
     def close(self):
         self.core.close()

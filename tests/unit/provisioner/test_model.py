@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole provisioner against a model: random calls, crashes between any two steps, lost and
-repeated answers, nodes that come and go.
+"""The whole provisioner against a model: random calls, crashes between any two steps, other callers
+and reconciles between any two steps, lost and repeated answers, nodes that come and go.
 
 What callers were told has to be true in the end, and the nodes hold what the record says.
 """
@@ -57,6 +57,8 @@ MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 THERE, GONE, UNSURE = "there", "gone", "unsure"
 # Any step of the longest operation, and beyond it.
 DEATHS = st.none() | st.none() | st.integers(0, 24)
+# A step of most operations.
+SOON = st.integers(0, 6)
 # Which of the objects that there may be; the newest are the most interesting.
 PICK = st.integers(0, 7)
 NODE_VERBS = (
@@ -69,6 +71,21 @@ NODE_VERBS = (
     "resize_replica",
     "inventory",
 )
+CALLS = [
+    "create",
+    "delete",
+    "extend",
+    "clone",
+    "snapshot",
+    "publish",
+    "unpublish",
+    "add leg",
+    "class",
+    "delete snapshot",
+    "restore",
+]
+# What the pools of the first node, and of the others, can guarantee: operations/s and KB/s.
+DELIVERED = [(0, 0), (12, 9), (9, 12), (12, 12)]
 HOSTS = [
     HostProbe(host_nqn=f"nqn.2014-08.org.nvmexpress:uuid:host-{number}", host_id=f"host-{number}")
     for number in range(2)
@@ -98,7 +115,9 @@ class Machine(RuleBasedStateMachine):
     def fleet(self):
         for number in range(4):
             sizes = {"ssd-a": 18 * GIB, "ssd-b": 13 * GIB} if number % 2 else {"pool": 28 * GIB}
-            conftest.add_node(self.core, rack=f"rack-{number // 2}", pools=sizes)
+            iops, bw = DELIVERED[number]
+            rack = f"rack-{number // 2}"
+            conftest.add_node(self.core, rack=rack, pools=sizes, max_iops=iops, max_bw=bw)
 
     # -- what goes wrong ----------------------------------------------------------------------
 
@@ -163,9 +182,11 @@ class Machine(RuleBasedStateMachine):
         gib=st.integers(1, 3),
         thin=st.booleans(),
         same_rack=st.booleans(),
+        iops=st.sampled_from([0, 0, 1, 3]),
+        bw=st.sampled_from([0, 0, 1, 3]),
         death=DEATHS,
     )
-    def create_volume(self, replicas, gib, thin, same_rack, death):
+    def create_volume(self, replicas, gib, thin, same_rack, iops, bw, death):
         uid, told = str(uuid.uuid4()), []
         request = conftest.volume(
             uid,
@@ -173,7 +194,11 @@ class Machine(RuleBasedStateMachine):
             replicas,
             uuid=uid,
             provisioning_type="THIN" if thin else "THICK",
-            asked={"same_rack_allowed": same_rack},
+            asked={
+                "same_rack_allowed": same_rack,
+                "desired_iops_per_gb": iops,
+                "desired_bw_per_gb": bw,
+            },
         )
         self._create(told, death, lambda: volumes.create(self.core, T, request))
         (self.volumes[uid],) = told
@@ -323,10 +348,18 @@ class Machine(RuleBasedStateMachine):
         assert not safe or self._safe(uid)
 
     @precondition(lambda self: self.volumes)
-    @rule(pick=PICK, iops=st.integers(0, 3), down=st.integers(0, 5), death=DEATHS)
-    def change_class(self, pick, iops, down, death):
+    @rule(
+        pick=PICK,
+        iops=st.integers(0, 3),
+        wanted=st.sampled_from([None, 0, 1, 4]),
+        down=st.integers(0, 5),
+        death=DEATHS,
+    )
+    def change_class(self, pick, iops, wanted, down, death):
         uid = self._some(self.volumes, pick)
-        update = StorageClassUpdate(max_iops_per_gb=iops, max_replica_down_time=down)
+        update = StorageClassUpdate(
+            max_iops_per_gb=iops, desired_iops_per_gb=wanted, max_replica_down_time=down
+        )
         request = VolumeModify(storage_class=update)
         self._call(death, lambda: classes.modify(self.core, T, uid, request))
 
@@ -335,6 +368,47 @@ class Machine(RuleBasedStateMachine):
         with self.plant.dying(death):
             reconcile.run(self.core)
 
+    # -- callers at the same time -------------------------------------------------------------
+
+    def _do(self, what, pick):
+        """What a caller does; something is made when there is nothing yet to do it to."""
+        found = {"create": lambda: self.create_volume(1 + pick % 3, 2, False, True, 3, 3, None)}
+        if self.volumes:
+            found |= {
+                "delete": lambda: self.delete_volume(pick, None),
+                "extend": lambda: self.extend_volume(pick, 2, None),
+                "clone": lambda: self.clone(pick, None),
+                "snapshot": lambda: self.create_snapshot(pick, None),
+                "publish": lambda: self.publish(pick, HOSTS[pick % 2], None),
+                "unpublish": lambda: self.unpublish(pick, HOSTS[pick % 2], None),
+                "add leg": lambda: self.add_replica(pick, None),
+                "class": lambda: self.change_class(pick, 1, 4, 1, None),
+            }
+        if self.snapshots:
+            found |= {
+                "delete snapshot": lambda: self.delete_snapshot(pick, None),
+                "restore": lambda: self.volume_from_snapshot(pick, None),
+            }
+        found.get(what, found["create"])()
+
+    @rule(
+        first=st.sampled_from(CALLS),
+        second=st.sampled_from(CALLS),
+        one=PICK,
+        other=PICK,
+        after=SOON,
+    )
+    def two_callers(self, first, second, one, other, after):
+        """One is at work while another one comes and goes; the same object is Busy meanwhile."""
+        with self.plant.meanwhile(after, lambda: self._do(second, other)):
+            self._do(first, one)
+
+    @rule(first=st.sampled_from(CALLS), one=PICK, after=SOON)
+    def a_reconcile_meanwhile(self, first, one, after):
+        """It takes what is at work for no remains."""
+        with self.plant.meanwhile(after, lambda: reconcile.run(self.core)):
+            self._do(first, one)
+
     # -- what is always true ------------------------------------------------------------------
 
     @invariant()
@@ -342,8 +416,11 @@ class Machine(RuleBasedStateMachine):
         with self.core.db.read() as session:
             charged = _charged(session)
             for pool in session.scalars(select(models.Pool)):
-                assert pool.charged_bytes == charged.get((pool.backend_id, pool.name), 0)
+                counted = charged.get((pool.backend_id, pool.name), (0, 0, 0))
+                assert (pool.charged_bytes, pool.sold_iops, pool.sold_bw) == counted
                 assert pool.charged_bytes <= pool.total_bytes
+                assert pool.sold_iops <= pool.measured_iops
+                assert pool.sold_bw <= pool.measured_bw
 
     @invariant()
     def no_node_has_two_replicas_of_a_volume(self):
@@ -416,16 +493,23 @@ class Machine(RuleBasedStateMachine):
 
 
 def _charged(session):
-    """Bytes by (backend, pool), added up from the rows."""
+    """Bytes, operations/s and KB/s by (backend, pool), added up from the rows."""
     total = {}
     for table in (models.Replica, models.SnapshotPart, models.Removal):
         columns = (table.backend_id, table.pool)
-        query = select(*columns, func.sum(table.reserved_bytes)).group_by(*columns)
+        sums = [func.sum(table.reserved_bytes)]
+        if table is models.Replica:
+            # Other rows are charged with bytes alone.
+            sums += [func.sum(table.sold_iops), func.sum(table.sold_bw)]
+        query = select(*columns, *sums).group_by(*columns)
         if table is models.Removal:
             query = query.where(models.Removal.done.is_(None))
-        for backend_id, pool, size in session.execute(query):
-            total[backend_id, pool] = total.get((backend_id, pool), 0) + int(size or 0)
-    return {key: size for key, size in total.items() if size}
+        for backend_id, pool, *sizes in session.execute(query):
+            before = total.get((backend_id, pool), (0, 0, 0))
+            sizes += [0] * (3 - len(sizes))
+            more = (int(size or 0) for size in sizes)
+            total[backend_id, pool] = tuple(map(sum, zip(before, more, strict=True)))
+    return total
 
 
 @pytest.mark.slow
