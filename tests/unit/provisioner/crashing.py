@@ -6,17 +6,46 @@ a node takes effect.
 """
 
 import contextlib
+import random
 import shutil
+import types
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 
+from kumo_provisioner import clock
 from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
 from kumo_provisioner.locks import Locks
+from kumo_provisioner.reconcile import act, rounds
 from tests.unit.provisioner.conftest import FakeNodes
 
 
 class CrashError(BaseException):
     """The process is gone; nothing that catches errors may see this one."""
+
+
+class Repeatable:
+    """The same calls make the same steps each time: uuids and the time of day are counted, and of
+    the threads of a reconcile one works at a time."""
+
+    def __init__(self, monkeypatch):
+        self.begin()
+        monkeypatch.setattr(uuid, "uuid4", self._uuid4)
+        monkeypatch.setattr(clock, "time", types.SimpleNamespace(time_ns=self._time_ns))
+        monkeypatch.setattr(rounds, "PARALLEL_NODES", 1)
+        monkeypatch.setattr(act, "PARALLEL_VOLUMES", 1)
+
+    def begin(self):
+        """Begin another run."""
+        self._random = random.Random(0)
+        self._ms = 1_800_000_000_000
+
+    def _uuid4(self):
+        return uuid.UUID(int=self._random.getrandbits(128), version=4)
+
+    def _time_ns(self):
+        self._ms += 1
+        return self._ms * 1_000_000
 
 
 class Steps:

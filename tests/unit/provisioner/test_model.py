@@ -33,23 +33,26 @@ from kumo_client.schemas.volume import (
     REPLICA_MISSING,
     REPLICA_SYNCHRONIZING,
     REPLICA_TERMINATING,
+    REPLICA_UNKNOWN,
     CloneCreate,
     ReplicaAdd,
+    StorageClass,
     StorageClassUpdate,
     VolumeModify,
 )
-from kumo_provisioner import reconcile
+from kumo_provisioner import reconcile, settling
 from kumo_provisioner.db import models
 from kumo_provisioner.services import (
     backends,
+    capacity,
     classes,
     publish,
     replicas,
     snapshots,
     volumes,
 )
-from tests.unit.provisioner import conftest, stories
-from tests.unit.provisioner.crashing import Plant
+from tests.unit.provisioner import conftest, live, stories
+from tests.unit.provisioner.crashing import Plant, Repeatable
 
 T = stories.T
 # What is synced to disk costs nothing there.
@@ -97,9 +100,11 @@ class Machine(RuleBasedStateMachine):
 
     conf = None
     empty_database = None
+    repeatable = None
 
     def __init__(self):
         super().__init__()
+        self.repeatable.begin()
         self._directory = tempfile.TemporaryDirectory(prefix="kumo-model-", dir=MEMORY)
         self.plant = Plant(pathlib.Path(self._directory.name), self.empty_database, self.conf)
         self.volumes = {}
@@ -304,11 +309,12 @@ class Machine(RuleBasedStateMachine):
 
     def _leg(self, uid, pick):
         """A leg of a volume, None when the volume has none."""
-        with self.core.db.read() as session:
-            legs = session.scalars(
-                select(models.Replica.uuid).filter_by(volume_id=uid).order_by("uuid")
-            ).all()
+        legs = sorted(self._legs(uid))
         return legs[pick % len(legs)] if legs else None
+
+    def _legs(self, uid):
+        with self.core.db.read() as session:
+            return set(session.scalars(select(models.Replica.uuid).filter_by(volume_id=uid)))
 
     def _safe(self, uid):
         """Legs of a volume that have all writes."""
@@ -319,7 +325,9 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.volumes)
     @rule(pick=PICK, death=DEATHS)
     def add_replica(self, pick, death):
-        uid = self._some(self.volumes, pick)
+        self.add_leg(self._some(self.volumes, pick), death)
+
+    def add_leg(self, uid, death=None):
         self._call(death, lambda: replicas.add(self.core, T, uid, ReplicaAdd()))
 
     @precondition(lambda self: self.volumes)
@@ -333,19 +341,55 @@ class Machine(RuleBasedStateMachine):
         uid = self._some(self.volumes, pick)
         one = self._leg(uid, leg)
         if one is not None:
-            self._call(death, lambda: replicas.report(self.core, T, uid, one, state))
+            self.report_leg(uid, one, state, death)
+
+    def report_leg(self, uid, leg, state, death=None):
+        self._call(death, lambda: replicas.report(self.core, T, uid, leg, state))
 
     @precondition(lambda self: self.volumes)
     @rule(pick=PICK, leg=PICK, confirm=st.booleans(), death=DEATHS)
     def remove_replica(self, pick, leg, confirm, death):
         uid = self._some(self.volumes, pick)
-        one, safe = self._leg(uid, leg), self._safe(uid)
-        if one is None:
-            return
+        one = self._leg(uid, leg)
+        if one is not None:
+            self.remove_leg(uid, one, confirm, death)
+
+    def remove_leg(self, uid, leg, confirm, death=None):
+        safe = self._safe(uid)
         verb = replicas.confirm if confirm else replicas.terminate
-        self._call(death, lambda: verb(self.core, T, uid, one))
+        self._call(death, lambda: verb(self.core, T, uid, leg))
         # Guards: whoever removes a leg never removes the last one that has all writes.
         assert not safe or self._safe(uid)
+
+    @precondition(lambda self: self.volumes)
+    @rule(pick=PICK, leg=PICK, steps=st.integers(1, 7), death=DEATHS)
+    def a_host_replaces_a_leg(self, pick, leg, steps, death):
+        """One leg is lost and another one added. Then the host loses the new one, too, and in the
+        end all. It stops after any step, and the provisioner may die in the second."""
+        uid = self._some(self.volumes, pick)
+        lost = self._leg(uid, leg)
+        if lost is None:
+            return
+        known = self._legs(uid)
+
+        def new():
+            return next(iter(self._legs(uid) - known), lost)
+
+        def lose_all():
+            for one in self._legs(uid):
+                self.report_leg(uid, one, REPLICA_MISSING)
+
+        plan = [
+            lambda: self.report_leg(uid, lost, REPLICA_MISSING),
+            lambda: self.add_leg(uid, death),
+            lambda: self.remove_leg(uid, lost, False),
+            lambda: self.remove_leg(uid, lost, True),
+            lambda: self.remove_leg(uid, new(), False),
+            lose_all,
+            lambda: self.remove_leg(uid, new(), True),
+        ]
+        for step in plan[:steps]:
+            step()
 
     @precondition(lambda self: self.volumes)
     @rule(
@@ -353,12 +397,16 @@ class Machine(RuleBasedStateMachine):
         iops=st.integers(0, 3),
         wanted=st.sampled_from([None, 0, 1, 4]),
         down=st.integers(0, 5),
+        replicas=st.sampled_from([None, None, 2, 3]),
         death=DEATHS,
     )
-    def change_class(self, pick, iops, wanted, down, death):
+    def change_class(self, pick, iops, wanted, down, replicas, death):
         uid = self._some(self.volumes, pick)
         update = StorageClassUpdate(
-            max_iops_per_gb=iops, desired_iops_per_gb=wanted, max_replica_down_time=down
+            max_iops_per_gb=iops,
+            desired_iops_per_gb=wanted,
+            max_replica_down_time=down,
+            num_replicas=replicas,
         )
         request = VolumeModify(storage_class=update)
         self._call(death, lambda: classes.modify(self.core, T, uid, request))
@@ -382,7 +430,7 @@ class Machine(RuleBasedStateMachine):
                 "publish": lambda: self.publish(pick, HOSTS[pick % 2], None),
                 "unpublish": lambda: self.unpublish(pick, HOSTS[pick % 2], None),
                 "add leg": lambda: self.add_replica(pick, None),
-                "class": lambda: self.change_class(pick, 1, 4, 1, None),
+                "class": lambda: self.change_class(pick, 1, 4, 1, None, None),
             }
         if self.snapshots:
             found |= {
@@ -451,12 +499,50 @@ class Machine(RuleBasedStateMachine):
         self.plant.nodes.down.clear()
         self.plant.nodes.faults.clear()
         self._probe()
-        for _ in range(3):
-            counts = reconcile.run(self.core)
-        assert counts.waiting == 0
-        assert counts.unknown == 0
+        self._settle()
         self._told_is_true()
         self._nodes_hold_the_record()
+        for _ in range(MAX_LEGS):
+            self._hosts_do_their_part()
+            self._settle()
+        self._nodes_hold_the_record()
+        # Nothing is left to wait for but room.
+        with self.core.db.read() as session:
+            assert session.scalars(_legs_to_go()).all() == []
+            for volume in session.scalars(_unsettled()):
+                assert _waits_for_room(session, volume)
+
+    def _settle(self):
+        """What waits then, with all nodes there, waits for a host to do its part, or for room."""
+        for _ in range(3):
+            counts = reconcile.run(self.core)
+        with self.core.db.read() as session:
+            unsettled = session.scalars(_unsettled()).all()
+            for volume in unsettled:
+                assert volume.unsettled == settling.REPLICAS
+                assert _waits_for_its_host(volume) or _waits_for_room(session, volume)
+            assert counts.waiting == sum(_lacks(volume) > 0 for volume in unsettled)
+        assert counts.unknown == 0
+
+    def _hosts_do_their_part(self):
+        """Confirm what is to go, and bring the legs back and fill them, wherever that is waited
+        for."""
+        with self.core.db.read() as session:
+            waiting = {leg.volume for leg in session.scalars(_legs_to_go())}
+            waiting.update(session.scalars(_unsettled()))
+            states = {
+                volume.uuid: {leg.uuid: leg.state for leg in volume.replicas} for volume in waiting
+            }
+        for uid, legs in sorted(states.items()):
+            stories.published(self.core, uid, live.ABLE)
+            for leg, state in legs.items():
+                if state == REPLICA_TERMINATING:
+                    replicas.confirm(self.core, T, uid, leg)
+                    continue
+                # One that was not fresh is believed the second time.
+                for _ in range(2):
+                    replicas.report(self.core, T, uid, leg, REPLICA_AVAILABLE)
+            publish.unpublish(self.core, T, UnpublishRequest(host_id=live.ABLE.host_id, vol_id=uid))
 
     def _told_is_true(self):
         shown = {one.uuid: one for one in volumes.list_all(self.core, T)}
@@ -483,13 +569,68 @@ class Machine(RuleBasedStateMachine):
                 select(models.Volume.uuid).where(models.Volume.status != models.AVAILABLE)
             ).all()
         assert unfinished == []
-        assert self.plant.nodes.objects() == set(rows) | parts
-        assert self.plant.nodes.exports() == wanted
+        # A leg that is given up before it was made stays in the record until its host confirms.
+        unmade = {
+            uid
+            for uid, row in rows.items()
+            if row.state == REPLICA_TERMINATING and row.freshness == models.BLANK
+        } - self.plant.nodes.objects()
+        assert self.plant.nodes.objects() == set(rows) - unmade | parts
+        assert self.plant.nodes.exports() == {one for one in wanted if one[0] not in unmade}
         for model in self.plant.nodes.models.values():
             for uid, held in model.state.replicas.items():
                 assert rows[uid].backend_id == model.persistent_id
                 assert rows[uid].bytes == held.bytes
                 assert rows[uid].pool == held.pool
+
+
+def _unsettled():
+    return select(models.Volume).where(models.Volume.unsettled != "")
+
+
+def _legs_to_go():
+    return select(models.Replica).filter_by(state=REPLICA_TERMINATING)
+
+
+def _lacks(volume):
+    """How many legs are still to be added; negative: to go."""
+    here = [leg for leg in volume.replicas if leg.state != REPLICA_TERMINATING]
+    replaced = {leg.replaces for leg in here} & {leg.uuid for leg in here}
+    return volume.num_replicas - (len(here) - len(replaced))
+
+
+def _waits_for_its_host(volume):
+    """Whether legs are to be added or to go, and only a host can make that possible."""
+    legs = volume.replicas
+    confirms = bool(volume.publications) and any(leg.state == REPLICA_TERMINATING for leg in legs)
+    # One that is not filled yet. Where none is in sync, none can be filled, and none may go.
+    spare = any(
+        leg.freshness == models.BLANK or leg.state in (REPLICA_SYNCHRONIZING, REPLICA_UNKNOWN)
+        for leg in legs
+        if leg.state != REPLICA_TERMINATING
+    )
+    nothing_to_fill_from = not any(leg.in_sync for leg in legs)
+    if _lacks(volume) > 0:
+        return spare or nothing_to_fill_from
+    return _lacks(volume) < 0 and (confirms or nothing_to_fill_from)
+
+
+def _waits_for_room(session, volume):
+    """Whether a leg is to be added, and no node that has none could take it."""
+    size = max(leg.reserved_bytes for leg in volume.replicas)
+    asked = StorageClass.model_validate(volume.storage_class)
+    iops, bw = capacity.guarantee(asked, volume.wanted_capacity)
+    lost = [leg for leg in volume.replicas if leg.state == REPLICA_MISSING]
+    old = min(lost, key=lambda leg: leg.state_since, default=None)
+    racks = {leg.backend.rack for leg in volume.replicas if leg is not old}
+    return _lacks(volume) > 0 and not any(
+        pool.total_bytes - pool.charged_bytes >= size
+        and pool.measured_iops - pool.sold_iops >= iops
+        and pool.measured_bw - pool.sold_bw >= bw
+        for pool in session.scalars(select(models.Pool))
+        if pool.backend_id not in {leg.backend_id for leg in volume.replicas}
+        and (asked.same_rack_allowed or pool.backend.rack not in racks)
+    )
 
 
 def _charged(session):
@@ -512,12 +653,35 @@ def _charged(session):
     return total
 
 
-@pytest.mark.slow
-def test_the_provisioner_against_the_model(conf, empty_database, monkeypatch):
+@pytest.fixture
+def machine(conf, empty_database, monkeypatch):
     monkeypatch.setattr(Machine, "conf", conf)
     monkeypatch.setattr(Machine, "empty_database", empty_database)
+    monkeypatch.setattr(Machine, "repeatable", Repeatable(monkeypatch))
+    return Machine
+
+
+def test_what_waits_for_its_host_goes_on_with_it(machine):
+    """The provisioner dies while a leg is added, and that leg and the last one are lost."""
+    one = machine()
+    one.fleet()
+    one.create_volume(2, 1, False, True, 0, 0, None)
+    one.publish(0, HOSTS[0], None)
+    one.a_host_replaces_a_leg(0, 0, 6, 2)
+    (uid,) = one.volumes
+    with one.core.db.read() as session:
+        volume = session.get_one(models.Volume, uid)
+        legs = {(leg.state, leg.freshness) for leg in volume.replicas}
+        assert legs == {(REPLICA_TERMINATING, models.BLANK), (REPLICA_MISSING, models.FRESH)}
+        assert volume.unsettled == settling.REPLICAS
+    assert reconcile.run(one.core).waiting == 1
+    one.teardown()
+
+
+@pytest.mark.slow
+def test_the_provisioner_against_the_model(machine):
     run_state_machine_as_test(
-        Machine,
+        machine,
         settings=settings(
             max_examples=25,
             stateful_step_count=40,
