@@ -503,7 +503,8 @@ class Machine(RuleBasedStateMachine):
         self._told_is_true()
         self._nodes_hold_the_record()
         for _ in range(MAX_LEGS):
-            self._hosts_do_their_part()
+            if not self._hosts_do_their_part():
+                break
             self._settle()
         self._nodes_hold_the_record()
         # Nothing is left to wait for but room.
@@ -526,7 +527,7 @@ class Machine(RuleBasedStateMachine):
 
     def _hosts_do_their_part(self):
         """Confirm what is to go, and bring the legs back and fill them, wherever that is waited
-        for."""
+        for; gives whether it was anywhere."""
         with self.core.db.read() as session:
             waiting = {leg.volume for leg in session.scalars(_legs_to_go())}
             waiting.update(session.scalars(_unsettled()))
@@ -543,6 +544,7 @@ class Machine(RuleBasedStateMachine):
                 for _ in range(2):
                     replicas.report(self.core, T, uid, leg, REPLICA_AVAILABLE)
             publish.unpublish(self.core, T, UnpublishRequest(host_id=live.ABLE.host_id, vol_id=uid))
+        return bool(states)
 
     def _told_is_true(self):
         shown = {one.uuid: one for one in volumes.list_all(self.core, T)}
