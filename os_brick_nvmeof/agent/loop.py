@@ -450,7 +450,12 @@ class Agent:
         return concurrent.futures.ThreadPoolExecutor(share * self.pace.parallel, name)
 
     def _pause(self, made: plan.Plan) -> float:
-        quiet = not (made.actions or made.waiting or made.notes)
+        """Seconds until the next look.
+
+        The time-out of a node in doubt may be shortened, and nothing tells that it answers again.
+        """
+        doubt = any(one.unanswered >= silence.DOUBT for one in self.probes.seen().values())
+        quiet = not (made.actions or made.waiting or made.notes or doubt)
         return self.pace.look if quiet else self.pace.busy
 
     def once(self) -> plan.Plan:

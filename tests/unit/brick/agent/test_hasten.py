@@ -137,6 +137,20 @@ def test_a_node_in_doubt_that_the_kernel_loses_first_holds_no_io_up(host, run, c
     assert set(cuts.time_outs().values()) == {"4"}
 
 
+def test_a_node_that_answers_again_has_its_time_out_back_with_the_next_look(host, run, cuts):
+    pace = run.agent.pace
+    assert run.agent._pause(run.agent.round()) == pace.look
+    die(host, run, 1)
+    run.agent.probes.silent = Probed(2, 0.6, True)
+    run.agent.hasten()
+    assert sorted(cuts.time_outs().values()) == ["0", "4"]
+    assert run.agent._pause(run.agent.round()) == pace.busy
+    run.agent.probes.dead = set()
+    run.rounds(1)
+    assert set(cuts.time_outs().values()) == {"4"}
+    assert run.agent._pause(run.agent.round()) == pace.look
+
+
 def test_a_node_that_answers_just_before_its_wait_is_shortened_keeps_it(host, run, cuts):
     die(host, run, 1)
     run.agent.probes.silent = Probed(2, 0.6, True)
