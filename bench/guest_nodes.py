@@ -90,6 +90,15 @@ class Node:
         """Be back, with all data."""
         self._inside("ip", "link", "set", "eth0", "up")
 
+    def delay(self, seconds: float) -> None:
+        """Answer late: each packet leaves so much later (tc-netem(8)); 0: at once again."""
+        where = ("root", "netem")
+        if seconds:
+            late = ("delay", f"{1000 * seconds:.0f}ms", "limit", "100000")
+            self._inside("tc", "qdisc", "add", "dev", "eth0", *where, *late)
+        else:
+            self._inside("tc", "qdisc", "del", "dev", "eth0", *where)
+
     def add(self, leg: str, size: int) -> None:
         """Export a new leg that reads as zeros; hosts hear of it.
 

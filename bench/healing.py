@@ -51,6 +51,7 @@ def grid() -> list[dict[str, Any]]:
         for alive in _KEEP_ALIVE
         for fail in _FAST_IO_FAIL
     ]
+    cells += [_BASE | {"fast_io_fail": fail} for fail in (2, 3)]
     cells += [_BASE | {"reconnect_delay": 2, "fast_io_fail": fail} for fail in (1, 4)]
     return cells + [_BASE | {"failfast": True, "fast_io_fail": fail} for fail in (1, 4)]
 

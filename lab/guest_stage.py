@@ -66,12 +66,16 @@ class Stage:
 
     @contextlib.contextmanager
     def volumes(
-        self, places: Sequence[tuple[int, int]], down_time: float = 0.0, blocks: int = 128
+        self,
+        places: Sequence[tuple[int, int]],
+        down_time: float = 0.0,
+        blocks: int = 128,
+        jobs: tuple[int, int] = (1, 1),
     ) -> Iterator[tuple[list[Attached], Load]]:
         """Volumes that are attached, healed and used; detached at the end, and compared.
 
         :param places: the nodes of the legs of each. :param down_time: as ``publish`` has it.
-        :param blocks: that the load writes, of each.
+        :param blocks: that the load writes, of each. :param jobs: writers and readers of each.
         """
         load = None
         self.provisioner.size = self.site.leg_size
@@ -80,7 +84,7 @@ class Stage:
             if not self.agent.alive():
                 self.agent.start()
             self.provisioner.publish([one.volume for one in volumes], down_time)
-            load = self._load(volumes, blocks)
+            load = self._load(volumes, blocks, jobs)
             yield volumes, load
             self._end(volumes, load)
         except Exception:
@@ -93,7 +97,7 @@ class Stage:
                 self.provisioner.publish([], 0.0)
             self.site.clear(load)
 
-    def _load(self, volumes: Sequence[Attached], blocks: int) -> Load:
+    def _load(self, volumes: Sequence[Attached], blocks: int, jobs: tuple[int, int]) -> Load:
         used = min(_USED, self.site.size)
         load = Load(
             paths=[one.path for one in volumes],
@@ -101,6 +105,8 @@ class Stage:
             stride=used // blocks,
             pause=0.1 * len(volumes) ** 0.5,
             seed=self.dice.randrange(1 << 30),
+            writers=jobs[0],
+            readers=jobs[1],
         )
         time.sleep(_WARM)
         load.ask("take")

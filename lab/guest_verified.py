@@ -81,9 +81,9 @@ class Device:
             return ""
         return f"{self.path}: block {block} has number {found}, not {least} to {most}"
 
-    def any(self) -> int:
-        """A block."""
-        return self._dice.randrange(self.count)
+    def any(self, writer: int = 0, writers: int = 1) -> int:
+        """A block; of those of one of several writers, since each block has one only."""
+        return writer + writers * self._dice.randrange(self.count // writers)
 
     def fill(self, buffer: mmap.mmap) -> None:
         """Write all blocks, so that each can be read."""
@@ -170,9 +170,10 @@ def together(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 class Jobs:
-    """A writer and a reader for each device.
+    """Writers and readers for each device.
 
-    :param plan: ``paths``; ``count`` and ``stride`` of blocks; ``pause`` in seconds; ``seed``.
+    :param plan: ``paths``; ``count`` and ``stride`` of blocks; ``pause`` in seconds; ``seed``;
+        ``writers`` and ``readers`` of each (1).
     """
 
     def __init__(self, plan: dict[str, Any]) -> None:
@@ -184,11 +185,19 @@ class Jobs:
         self._jobs: list[Job] = []
         for one in self._devices:
             one.fill(self._buffer)
-            self._add("write", lambda buffer, one=one: one.write(buffer, one.any()), plan)
-            self._add("read", lambda buffer, one=one: one.read(buffer, one.any()), plan)
+            for number in range(plan.get("writers", 1)):
+                self._write(one, number, plan)
+            for _ in range(plan.get("readers", 1)):
+                self._add("read", lambda buffer, one=one: one.read(buffer, one.any()), plan)
         for job in self._jobs:
             job.start()
             job.go_on()
+
+    def _write(self, one: Device, number: int, plan: dict[str, Any]) -> None:
+        def once(buffer: mmap.mmap) -> None:
+            one.write(buffer, one.any(number, plan.get("writers", 1)))
+
+        self._add("write", once, plan)
 
     def _add(self, name: str, once: Callable[..., str | None], plan: dict[str, Any]) -> None:
         self._jobs.append(Job(name, once, plan["pause"]))

@@ -23,6 +23,8 @@ STORIES = {
     "both-brief": "both legs cannot be reached for 3 s: I/O waits, and nothing else happens",
     "both-long": "both legs cannot be reached for 10 s: I/O fails, the agent repairs the array",
     "flapping": "one node's link is cut and healed 20 times: no leg but that one is ever lost",
+    "power": "a node loses power under writes, reads and both: no I/O waits for 4 s",
+    "slow": "a node stands still for a moment, or answers late: it is not cut off",
     "third": "a third of the nodes goes at once: reconnects only, until most are back",
 }
 UNIT = "kumo-stories"

@@ -4,6 +4,7 @@
 import json
 import mmap
 import random
+import threading
 import time
 
 import pytest
@@ -107,12 +108,38 @@ def test_jobs_let_go_of_a_device_and_take_another_path(path, monkeypatch, tmp_pa
     assert json.loads(json.dumps(told)) == told
 
 
-def test_a_device_is_not_let_go_of_while_an_operation_hangs(path, monkeypatch):
+def test_a_device_is_not_let_go_of_while_operations_hang(path, monkeypatch):
     monkeypatch.setattr(guest_verified, "DIRECT", 0)
-    monkeypatch.setattr(guest_verified, "_CLOSE_SECONDS", 0.01)
     jobs = Jobs({"paths": [path], "count": 8, "stride": BLOCK, "pause": 0.001, "seed": 3})
+    begun, end = threading.Semaphore(0), threading.Event()
+
+    def hang(_buffer):
+        begun.release()
+        end.wait()
+
     assert jobs.close() == {"hangs": 0}
+    for job in jobs._jobs:
+        job._once = hang
     jobs.open([path])
-    jobs.close()
-    jobs._jobs[0]._idle.clear()
-    assert jobs.close() == {"hangs": 1}
+    for _ in jobs._jobs:
+        assert begun.acquire(timeout=60)
+    monkeypatch.setattr(guest_verified, "_CLOSE_SECONDS", 0.01)
+    assert jobs.close() == {"hangs": 2}
+    (device,) = jobs._devices
+    assert device.check(mmap.mmap(-1, BLOCK)) == []
+    end.set()
+
+
+def test_several_writers_share_the_blocks_of_a_device(path, monkeypatch):
+    monkeypatch.setattr(guest_verified, "DIRECT", 0)
+    plan = {"paths": [path], "count": 8, "stride": BLOCK, "pause": 0.0, "seed": 3}
+    jobs = Jobs(plan | {"writers": 3, "readers": 2})
+    (device,) = jobs._devices
+    assert [job.name for job in jobs._jobs] == ["write"] * 3 + ["read"] * 2
+    assert {device.any(1, 3) for _ in range(200)} == {1, 4}
+    while sum(device._done) < 8 + 30:
+        time.sleep(0.001)
+    assert jobs.close() == {"hangs": 0}
+    told = jobs.take()
+    assert not any(one["wrong"] or one["errors"] for one in told.values())
+    assert jobs.open([path]) == {"blocks": 8, "wrong": []}
