@@ -8,12 +8,14 @@ Nodes, volumes and the stand-in for the provisioner are those of the benchmark o
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bench.guest_site import Attached, Site
 from bench.guest_targets import run
@@ -135,12 +137,11 @@ class Stage:
         offset = int(shown.partition("Data Offset :")[2].split()[0]) * _SECTOR
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context((_LEGS / leg).open("rb")) for leg in legs]
-            for begin in range(offset, offset + self.site.size, _MIB):
-                parts = []
-                for file in files:
-                    file.seek(begin)
-                    parts.append(file.read(min(_MIB, offset + self.site.size - begin)))
-                check(len(set(parts)) == 1, f"legs differ within 1 MiB from byte {begin}")
+            at, end = offset, offset + self.site.size
+            while (at := min(_data(file, at, end) for file in files)) < end:
+                parts = {os.pread(file.fileno(), min(_MIB, end - at), at) for file in files}
+                check(len(parts) == 1, f"legs differ within 1 MiB from byte {at}")
+                at += _MIB
 
     def quiet(self, load: Load) -> dict[str, Any]:
         """What the load saw; none of it may have failed or been wrong."""
@@ -211,6 +212,16 @@ class Stage:
         md = Path("/sys/block") / shown["array"] / "md"
         whole = (md / "degraded").read_text().strip() == "0"
         return whole and {leg["recorded"] for leg in shown["legs"]} == {"Available"}
+
+
+def _data(file: BinaryIO, at: int, end: int) -> int:
+    """Where a sparse file has data from somewhere on; what was never written is a hole in it."""
+    try:
+        return min(os.lseek(file.fileno(), at, os.SEEK_DATA), end)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return end
 
 
 def kernel_names() -> tuple[list[str], list[str]]:

@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from oslo_config import cfg
 
 from os_brick_nvmeof import props
 
 GROUP = "os_brick_nvmeof"
+# The first that looks for answers twice as often (nvme_keep_alive_work_period(),
+# drivers/nvme/host/core.c). Measured on 6.1 and 6.12: doc/source/contributor/healing-behaviour.rst.
+_QUICK_SINCE = (6, 5)
+_SLOW_FAST_IO_FAIL = 2
 
 _PLAIN = [
     cfg.IntOpt(
@@ -55,7 +60,8 @@ _REPLICATED = [
         "notices the loss; the healing agent cuts them short when it finds a node dead. All legs "
         "may be away for as long: an outage that lasts longer can break the array until it is let "
         "go of (MD_BROKEN, drivers/md/raid1.c). -1: never; then the array hangs as long as the "
-        "node is away.",
+        "node is away. Unless it is set, it is 2 on kernels before 6.5, which notice a loss two to "
+        "three seconds later.",
     ),
 ]
 _BOTH = [
@@ -157,11 +163,30 @@ class TimeOuts:
     ctrl_loss: int
 
 
-def register(conf: cfg.ConfigOpts) -> None:
-    """Make the options known; may be called again."""
+def register(conf: cfg.ConfigOpts, release: str = "") -> None:
+    """Make the options known; may be called again.
+
+    :param release: of the kernel, for defaults that depend on it; see :func:`suit`.
+    """
     # Every call of the connector comes by here, and oslo.config compares option by option.
     if GROUP not in conf:
         conf.register_opts(OPTS, group=GROUP)
+        suit(conf, release)
+
+
+def suit(conf: cfg.ConfigOpts, release: str) -> None:
+    """Choose the defaults for a kernel.
+
+    :param release: "6.1.0-30-amd64", as uname(2) has it; "" for any.
+    """
+    if (0, 0) < version(release) < _QUICK_SINCE:
+        conf.set_default("replicated_fast_io_fail", _SLOW_FAST_IO_FAIL, group=GROUP)
+
+
+def version(release: str) -> tuple[int, int]:
+    """The first two numbers of a kernel's release; zeros when it has none."""
+    match = re.match(r"(\d+)\.(\d+)", release)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:

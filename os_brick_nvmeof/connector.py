@@ -9,6 +9,7 @@ Cinder's tree attached from a Kumo provisioner is recognised when it is detached
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -156,7 +157,7 @@ class KumoNVMeOFConnector(nvmeof.NVMeOFConnector):
             )
 
     def _context(self, volume: props.Volume) -> Context:
-        conf.register(cfg.CONF)
+        conf.register(cfg.CONF, os.uname().release)
         return Context(
             host=LocalHost(),
             conf=cfg.CONF,

@@ -37,7 +37,6 @@ the next time that we assemble it.
 from __future__ import annotations
 
 import pathlib
-import re
 from collections.abc import Callable, Collection, Sequence
 
 from oslo_log import log as logging
@@ -399,9 +398,7 @@ def mdadm_uuid(uuid: str) -> str:
 
 
 def _kernel(ctx: Context) -> tuple[int, int]:
-    text = sysfs.read(ctx.host.root / "proc/sys/kernel/osrelease") or ""
-    match = re.match(r"(\d+)\.(\d+)", text)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+    return conf.version(sysfs.read(ctx.host.root / "proc/sys/kernel/osrelease") or "")
 
 
 def _failed(volume: Volume, text: str) -> errors.ArrayError:

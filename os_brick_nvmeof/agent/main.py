@@ -22,6 +22,7 @@ from typing import Any
 from oslo_config import cfg
 from oslo_log import log
 
+from os_brick_nvmeof import conf as connector_conf
 from os_brick_nvmeof import sysfs
 from os_brick_nvmeof.agent import conf, plan, remember, status, vendor, watch
 from os_brick_nvmeof.agent.loop import Agent
@@ -64,6 +65,7 @@ def context(options: cfg.ConfigOpts) -> Context:
     nqn = utils.get_host_nqn() or ""
     if not nqn:
         raise StartError("this host has no NQN: install nvme-cli, see /etc/nvme/hostnqn")
+    connector_conf.suit(options, os.uname().release)
     return Context(
         host=host,
         conf=options,
