@@ -19,6 +19,8 @@ UNIT = "kumo-agent"
 CONFIG = "/etc/kumo/agent.conf"
 TOKEN_FILE = "/etc/kumo/agent.token"  # noqa: S105 - a path
 CA = "/etc/kumo/ca.pem"
+# Who it runs as, beside the daemon that is root.
+USER = "kumo-agent"
 METRICS_PORT = 9720
 _STATUS = "/run/kumo-agent/status.json"
 _STATE = "/var/lib/kumo-agent"
@@ -43,6 +45,8 @@ def drop_in() -> str:
         "ExecStart=\n"
         f"ExecStart={_PYTHON} -m {_MODULE} --config-file {CONFIG} run\n"
         f"TimeoutStartSec={_START_SECONDS:.0f}\n"
+        # As Nova's own directory belongs to Nova's user; this one is gone after each boot.
+        f"ExecStartPre=/usr/bin/install -d -o {USER} -g {USER} {guest_brick.LOCKS}\n"
     )
 
 
@@ -59,6 +63,7 @@ def config(url: str, options: Mapping[str, Any], connector: Mapping[str, Any]) -
         "provisioner_token_file": TOKEN_FILE,
         "provisioner_ca_file": CA,
         "lock_path": guest_brick.LOCKS,
+        "user": USER,
         "metrics_port": METRICS_PORT,
         **options,
     }
@@ -73,7 +78,7 @@ class Agent:
         self._plane = plane
 
     def install(self, connector: Mapping[str, Any] | None = None, **options: Any) -> None:
-        """Write configuration, token, authority and unit.
+        """Write configuration, token, authority and unit; make the user.
 
         :param connector: options of the connector. :param options: of the section
             ``[kumo_agent]``.
@@ -84,7 +89,7 @@ class Agent:
         unit = (_TOP / "etc/systemd/kumo-agent.service").read_bytes()
         files: dict[str, tuple[bytes, int]] = {
             CONFIG: (config(self._plane.url, options, connector or {}).encode(), 0o644),
-            TOKEN_FILE: (token.encode(), 0o600),
+            TOKEN_FILE: (token.encode(), 0o640),
             CA: (self._plane.ca_file.read_bytes(), 0o644),
             f"/etc/systemd/system/{UNIT}.service": (unit, 0o644),
             f"/etc/systemd/system/{UNIT}.service.d/lab.conf": (drop_in().encode(), 0o644),
@@ -92,7 +97,10 @@ class Agent:
         self.machine.run(f"mkdir -p /etc/kumo /etc/systemd/system/{UNIT}.service.d")
         for path, (data, mode) in files.items():
             self.machine.put(path, data, mode)
-        self.machine.run("systemctl daemon-reload")
+        self.machine.run(
+            f"id -u {USER} >/dev/null 2>&1 || useradd --system --user-group --no-create-home {USER};"
+            f" chgrp {USER} {TOKEN_FILE} && systemctl daemon-reload"
+        )
 
     def start(self) -> float:
         """Start it and wait until it says that it heals; gives the seconds that took.

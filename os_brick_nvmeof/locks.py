@@ -48,6 +48,11 @@ class Locks:
         self._path = os.path.join(lock_path, FILE) if lock_path else None
         self._sleep = sleep
 
+    def check(self) -> None:
+        """:raises OSError: when the lock file cannot be opened, or made."""
+        if self._path is not None:
+            os.close(_open(self._path))
+
     def volume(self, uuid: str) -> contextlib.AbstractContextManager[None]:
         """Of one volume: held by each verb from its beginning to its end.
 

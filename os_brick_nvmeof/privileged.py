@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The host for real: what needs root goes through os-brick's privileged daemon.
+"""The host for real: what needs root goes through os-brick's privileged daemon, or the agent's.
 
 See ``plugin/privileged/kumo.py``, which is what runs there. A process that is root and told so
 (``os_brick.privileged.default.set_client_mode(False)``) has no daemon and does it itself.
@@ -35,7 +35,11 @@ _SHARE = 8
 
 
 class LocalHost:
-    """This machine; see :class:`os_brick_nvmeof.host.Host`. Used by many threads at once."""
+    """This machine; see :class:`os_brick_nvmeof.host.Host`. Used by many threads at once.
+
+    :param far: has ``start``, ``outcome`` and ``forget`` of ``os_brick.privileged.kumo``, called in
+        another daemon than os-brick's.
+    """
 
     root = pathlib.Path("/")
 
@@ -43,11 +47,13 @@ class LocalHost:
         self,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        far: Any = None,
     ) -> None:
         # Here, because the module is there only where the wheel is installed beside os-brick.
         from os_brick.privileged import kumo
 
-        self._far = kumo
+        self._far = far or kumo
+        self._apart = far is not None
         self._clock = clock
         self._sleep = sleep
 
@@ -96,7 +102,7 @@ class LocalHost:
         raise OSError(values[0], values[1], about)
 
     def _answer(self, seconds: float, verb: str, *arguments: Any) -> Any:
-        if not privileged.default.client_mode:
+        if not self._apart and not privileged.default.client_mode:
             return self._far.perform(verb, arguments)
         begin = self._clock()
         answer = self._far.start(verb, *arguments)

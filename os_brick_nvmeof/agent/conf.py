@@ -33,8 +33,8 @@ _PROVISIONER = [
     cfg.StrOpt(
         "provisioner_token_file",
         default="/etc/kumo/agent.token",
-        help="File with the bearer token for the provisioner, of role storage. Readable for root "
-        "only; read anew for each call.",
+        help="File with the bearer token for the provisioner, of role storage, which "
+        "nobody but 'user' (or root, without it) should be able to read; read anew for each call.",
     ),
     cfg.StrOpt(
         "provisioner_ca_file",
@@ -77,6 +77,20 @@ _HOST = [
         "run_dir",
         default="/run/kumo-agent",
         help="Directory of what others may read: status.json is what 'kumo-agent status' shows.",
+    ),
+]
+_USER = [
+    cfg.StrOpt(
+        "user",
+        help="User that the agent runs as: the one that nova-compute runs as on this host, whose "
+        "locks it shares. The agent is started as root, leaves the few calls that need root to a "
+        "daemon of its own, and becomes this user without any capability. 'root': it stays root "
+        "and does everything itself. Unset: the same, with a warning.",
+    ),
+    cfg.StrOpt(
+        "group",
+        help="Group that the agent runs as, with the other groups of its user. Unset: the user's "
+        "own.",
     ),
 ]
 _ROUNDS = [
@@ -182,7 +196,7 @@ _SEEN = [
     cfg.PortOpt("metrics_port", default=0, help="Port of the metrics. 0: none are served."),
     cfg.BoolOpt("log_json", default=False, help="Log one JSON object for each line."),
 ]
-OPTS = [*_PROVISIONER, *_HOST, *_ROUNDS, *_HEALING, *_SEEN]
+OPTS = [*_PROVISIONER, *_HOST, *_USER, *_ROUNDS, *_HEALING, *_SEEN]
 
 
 def list_opts() -> list[tuple[str, list[cfg.Opt]]]:

@@ -54,6 +54,15 @@ def channel() -> Channel:
     return made
 
 
+def end(portal: Portal) -> int:
+    """As :func:`cut`, over a socket of its own."""
+    link = channel()
+    try:
+        return cut(portal, link)
+    finally:
+        link.close()
+
+
 def cut(portal: Portal, link: Channel) -> int:
     """End this host's established TCP connections to a portal; those that are gone are fine.
 

@@ -48,6 +48,7 @@ from os_brick_nvmeof.agent.actions import (
 from os_brick_nvmeof.agent.model import Leg, Volume
 from os_brick_nvmeof.context import Context
 from os_brick_nvmeof.host import CommandError
+from os_brick_nvmeof.props import Portal
 
 LOG = log.getLogger(__name__)
 
@@ -71,6 +72,7 @@ class NotNowError(ActError):
 
 class Hands:
     """:param still: says whether an action is still to be done, looking at the host.
+    :param end: ends the connections to a portal and says how many.
     :param channel: makes what :mod:`.cutting` works with.
     """
 
@@ -78,10 +80,12 @@ class Hands:
         self,
         ctx: Context,
         still: Callable[[Action], bool],
+        end: Callable[[Portal], int] = cutting.end,
         channel: Callable[[], cutting.Channel] = cutting.channel,
     ) -> None:
         self._ctx = ctx
         self._still = still
+        self._end = end
         self._channel = channel
 
     def do(self, volume: Volume, action: Action) -> bool:
@@ -153,11 +157,7 @@ class Hands:
         self._check(action)
         live = self._failing_at_once(action)
         try:
-            link = self._channel()
-            try:
-                count = sum(cutting.cut(portal, link) for portal in sorted(action.portals, key=str))
-            finally:
-                link.close()
+            count = sum(self._end(portal) for portal in sorted(action.portals, key=str))
             LOG.warning("Ended %d connections to storage node %s", count, action.node)
             deadline = waiting.Deadline(ctx.clock, NOTICE_SECONDS)
             waiting.until(ctx, lambda: not any(map(self._is_live, live)), deadline)

@@ -40,6 +40,7 @@ from os_brick_nvmeof.agent.asking import Asking, safely
 from os_brick_nvmeof.agent.hands import ActError, Hands, NotNowError
 from os_brick_nvmeof.agent.known import Known
 from os_brick_nvmeof.agent.lastwords import LastWords
+from os_brick_nvmeof.agent.means import HERE, Means
 from os_brick_nvmeof.agent.messages import Messages
 from os_brick_nvmeof.agent.metrics import Metrics
 from os_brick_nvmeof.agent.model import Limits, Pace, Place, Seen, Wanted
@@ -83,7 +84,9 @@ def _queue(action: Action) -> str:
 
 
 class Agent:
-    """:param ctx: the same that attach and detach use. :param clock: seconds since the epoch."""
+    """:param ctx: the same that attach and detach use. :param clock: seconds since the epoch.
+    :param means: how it does what needs root, beside the verbs of the host of ``ctx``.
+    """
 
     def __init__(
         self,
@@ -95,14 +98,14 @@ class Agent:
         *,
         metrics: Metrics | None = None,
         publish: Callable[[Mapping[str, Any]], None] = lambda _shown: None,
-        guard: hold.Guard = hold.shell_guard,
+        means: Means = HERE,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.ctx, self.vendor, self.store = ctx, vendor, store
         self.limits, self.pace = limits, pace or Pace()
         self.metrics = metrics or Metrics()
         self.observer = Observer(ctx)
-        self.hands = Hands(ctx, self._still)
+        self.hands = Hands(ctx, self._still, means.end)
         self.last_words = LastWords(ctx.locks, vendor, clock)
         self.messages = Messages(vendor, clock, store.messages(), store.save_messages)
         self.stopping = threading.Event()
@@ -127,7 +130,7 @@ class Agent:
             wake=self.wake,
             clock=clock,
         )
-        self._publish, self._guard, self._clock = publish, guard, clock
+        self._publish, self._guard, self._clock = publish, means.guard, clock
         self._busy: set[str] = set()
         # Queues whose work has ended since the last round began.
         self._ended: set[str] = set()

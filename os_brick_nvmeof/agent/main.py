@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import fcntl
 import json
@@ -24,8 +25,9 @@ from oslo_log import log
 
 from os_brick_nvmeof import conf as connector_conf
 from os_brick_nvmeof import sysfs
-from os_brick_nvmeof.agent import conf, plan, remember, status, vendor, watch
+from os_brick_nvmeof.agent import conf, plan, remember, status, user, vendor, watch
 from os_brick_nvmeof.agent.loop import Agent
+from os_brick_nvmeof.agent.means import HERE, Means
 from os_brick_nvmeof.agent.metrics import Metrics
 from os_brick_nvmeof.agent.model import Pace
 from os_brick_nvmeof.agent.observe import MULTIPATH, Observer
@@ -74,6 +76,31 @@ def context(options: cfg.ConfigOpts) -> Context:
         multipath=sysfs.read(host.root / MULTIPATH) == "Y",
         locks=Locks(options.kumo_agent.lock_path),
     )
+
+
+def enter(options: cfg.ConfigOpts) -> tuple[Context, Means]:
+    """What the agent works with; the process is the user of the options from now on.
+
+    It must be root, and have one thread, when the options name one.
+
+    :raises StartError: with the way out.
+    """
+    try:
+        chosen = user.account(options)
+        ctx = context(options)
+        if chosen is None:
+            return ctx, HERE
+        from os_brick_nvmeof.agent import rooted
+        from os_brick_nvmeof.privileged import LocalHost
+
+        if not options.kumo_agent.host_id:
+            # Found by commands that only root can run.
+            options.set_override("host_id", _root_uuid(), group=conf.GROUP)
+        user.become(options, chosen, rooted.begin, rooted.CAPABILITIES)
+        user.check(options, ctx.locks, chosen.name)
+    except user.UserError as error:
+        raise StartError(str(error)) from error
+    return dataclasses.replace(ctx, host=LocalHost(far=rooted)), rooted.means(chosen.name)
 
 
 def identity(options: cfg.ConfigOpts, ctx: Context) -> vendor.Identity:
@@ -179,7 +206,17 @@ def _set_up_logs(options: cfg.ConfigOpts) -> None:
             handler.setFormatter(JsonFormatter())
 
 
-def make(options: cfg.ConfigOpts, ctx: Context) -> Agent:
+def _tell_user(options: cfg.ConfigOpts, means: Means) -> None:
+    if means.user:
+        LOG.info("Runs as user %s; a daemon of its own does what needs root", means.user)
+    elif not options.kumo_agent.user:
+        LOG.warning(
+            "Runs as root: set [kumo_agent] user to the user that nova-compute runs as, and only a"
+            " small daemon is root"
+        )
+
+
+def make(options: cfg.ConfigOpts, ctx: Context, means: Means = HERE) -> Agent:
     """The agent of the options.
 
     :raises StartError: an option cannot be used.
@@ -202,6 +239,7 @@ def make(options: cfg.ConfigOpts, ctx: Context) -> Agent:
             parallel=chosen.parallel,
         ),
         metrics=metrics,
+        means=means,
         publish=lambda shown: status.write(chosen.run_dir, shown),
     )
 
@@ -216,13 +254,23 @@ def _vendor(options: cfg.ConfigOpts, ctx: Context) -> vendor.Vendor:
 # -- verbs ----------------------------------------------------------------------------------------
 
 
-def run(options: cfg.ConfigOpts, ctx: Context, *, once: bool = False) -> None:
-    """Heal until a signal; with ``once``, one round."""
+def run(options: cfg.ConfigOpts, ctx: Context, means: Means = HERE, *, once: bool = False) -> None:
+    """Heal until a signal; with ``once``, one round.
+
+    :raises StartError: it cannot run, or not any more.
+    """
+    lost = threading.Event()
     with only_one(options.kumo_agent.state_dir):
-        agent = make(options, ctx)
+        agent = make(options, ctx, means)
         if once:
             agent.once()
             return
+
+        def end() -> None:
+            lost.set()
+            agent.stop()
+
+        means.when_lost(end)
         with on_signals((signal.SIGTERM, signal.SIGINT), agent.stop):
             agent.start()
             seer = watch.Watch(
@@ -243,7 +291,9 @@ def run(options: cfg.ConfigOpts, ctx: Context, *, once: bool = False) -> None:
         # The interpreter would wait for the threads of the pools, however long they hang.
         LOG.warning("What hangs is left behind: the agent ends")
         logging.shutdown()
-        os._exit(0)
+        os._exit(int(lost.is_set()))
+    if lost.is_set():
+        raise StartError("its privileged daemon has ended, so it has to be started again")
 
 
 def would_do(options: cfg.ConfigOpts, ctx: Context) -> dict[str, Any]:
@@ -319,10 +369,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "plan":
             # Nothing beside the answer, but what is wrong.
             logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-            _print(arguments.format, would_do(options, context(options)), status.plan_table)
+            ctx, _ = enter(options)
+            _print(arguments.format, would_do(options, ctx), status.plan_table)
         else:
+            ctx, means = enter(options)
+            # A log file is made by the user who writes it.
             _set_up_logs(options)
-            run(options, context(options), once=arguments.once)
+            _tell_user(options, means)
+            run(options, ctx, means, once=arguments.once)
     except (StartError, cfg.Error, OSError) as error:
         print(f"kumo-agent: {error}", file=sys.stderr)
         return 1

@@ -75,13 +75,15 @@ def one(machine, tmp_path):
 def test_install_writes_what_the_agent_reads(one, machine, tmp_path):
     one.install(fail_after=2.5)
     assert machine.files[agent.TOKEN_FILE] == "secret"
-    assert machine.modes[agent.TOKEN_FILE] == 0o600
+    assert machine.modes[agent.TOKEN_FILE] == 0o640
+    assert f"chgrp kumo-agent {agent.TOKEN_FILE}" in machine.commands[-1]
     assert machine.files[agent.CA] == "CERTIFICATE"
     file = tmp_path / "agent.conf"
     file.write_text(machine.files[agent.CONFIG])
     options = conf.load([str(file)]).kumo_agent
     assert options.provisioner_urls == [URL]
     assert (options.lock_path, options.fail_after) == (guest_brick.LOCKS, 2.5)
+    assert options.user == "kumo-agent"
     shipped = Path(agent.__file__).parents[1] / "etc/systemd/kumo-agent.service"
     assert machine.files["/etc/systemd/system/kumo-agent.service"] == shipped.read_text()
     dropped = configparser.ConfigParser(strict=False)
@@ -89,6 +91,9 @@ def test_install_writes_what_the_agent_reads(one, machine, tmp_path):
     dropped.read_string(machine.files["/etc/systemd/system/kumo-agent.service.d/lab.conf"])
     assert "brick/ours" in dropped["Service"]["Environment"]
     assert dropped["Service"]["ExecStart"].endswith("agent.conf run")
+    assert dropped["Service"]["ExecStartPre"].endswith(
+        f"-o kumo-agent -g kumo-agent {guest_brick.LOCKS}"
+    )
 
 
 def test_start_tells_how_long_it_took_or_what_the_log_says(one, machine):

@@ -4,6 +4,7 @@
 import dataclasses
 
 from os_brick_nvmeof.agent import loop
+from os_brick_nvmeof.agent.means import Means
 from os_brick_nvmeof.agent.store import Store
 from tests.fakes.agent_world import LIMITS
 from tests.unit.brick.volumes import LEGS
@@ -30,7 +31,7 @@ class Run:
             self.host.storage,
             Store(self.path / "state"),
             self.limits,
-            guard=self.guard,
+            means=Means(guard=self.guard),
             publish=lambda shown: self.shown.update(shown),
             clock=lambda: 1_000_000.0 + self.host.kernel.sim.now,
         )

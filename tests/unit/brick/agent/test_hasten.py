@@ -55,6 +55,7 @@ class Cutting:
         self.host, self.portals, self.fails, self.closed = host, [], [], 0
         self.problem = 0
         monkeypatch.setattr(cutting, "cut", self.cut)
+        monkeypatch.setattr(cutting, "channel", lambda: self)
         run.agent.hands._channel = lambda: self
 
     def close(self):
