@@ -97,8 +97,9 @@ class Agent:
         self.machine.run(f"mkdir -p /etc/kumo /etc/systemd/system/{UNIT}.service.d")
         for path, (data, mode) in files.items():
             self.machine.put(path, data, mode)
+        made = f"useradd --system --user-group --no-create-home {USER}"
         self.machine.run(
-            f"id -u {USER} >/dev/null 2>&1 || useradd --system --user-group --no-create-home {USER};"
+            f"id -u {USER} >/dev/null 2>&1 || {made};"
             f" chgrp {USER} {TOKEN_FILE} && systemctl daemon-reload"
         )
 
