@@ -5,6 +5,9 @@ The whole agent runs in this process with its options at their defaults: its thr
 probes (TCP connections to this machine) and its calls to a provisioner. The host is the faked
 kernel of the tests: sysfs as files, superblocks from memory. The provisioner is another process,
 which answers the same all the time, without TLS; what that uses is not counted.
+
+With ``--apart`` superblocks are read by the agent's privileged daemon, as when it runs as an
+ordinary user. What the daemon uses is counted as well.
 """
 
 from __future__ import annotations
@@ -28,17 +31,20 @@ from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
+from os_brick.privileged import kumo
+
 from kumo_client import naming
 from kumo_client.api.provisioner import Provisioner
 from kumo_client.schemas import info
 from kumo_client.session import Session
 from os_brick_nvmeof import props, replicated
-from os_brick_nvmeof.agent import conf, main, watch
+from os_brick_nvmeof.agent import conf, main, rooted, watch
 from os_brick_nvmeof.agent.loop import Agent
 from os_brick_nvmeof.agent.vendor import Identity
 from os_brick_nvmeof.agent.vendors.kumo import KumoVendor
 from os_brick_nvmeof.context import Context
 from os_brick_nvmeof.locks import Locks
+from os_brick_nvmeof.privileged import LocalHost
 from tests.fakes.agent_host import AgentMd
 from tests.fakes.host_kernel import HOST, HOST_ID, Kernel
 
@@ -50,20 +56,44 @@ TOKEN = "token"  # noqa: S105
 
 
 class Quiet:
-    """The host of a faked kernel on which nothing happens: its files, and reads of devices."""
+    """The host of a faked kernel on which nothing happens: its files, and reads of devices.
+
+    :ivar reads: how many there were. :ivar daemon: id of the daemon's process; 0: there is none.
+    """
 
     def __init__(self, kernel: Any) -> None:
         self.root: pathlib.Path = kernel.root
+        self.reads = self.daemon = 0
         self._kernel = kernel
         self._lock = threading.Lock()
 
     def read(self, device: str, offset: int, length: int) -> bytes:
         """From memory."""
         with self._lock:
+            self.reads += 1
             return bytes(self._kernel.read(device, offset, length))
 
     def __getattr__(self, name: str) -> Any:
         raise AssertionError(f"an agent that has nothing to do asked for {name}")
+
+
+class Apart(Quiet):
+    """Has the agent's daemon read, which is forked with the faked kernel."""
+
+    def __init__(self, kernel: Any) -> None:
+        super().__init__(kernel)
+        near = super().read
+        kumo.VERBS["read"] = lambda *arguments: ("done", near(*arguments))
+        rooted.begin()
+        # The first child of this process.
+        self.daemon = int(pathlib.Path("/proc/thread-self/children").read_text())
+        self._far = LocalHost(far=rooted)
+
+    def read(self, device: str, offset: int, length: int) -> bytes:
+        """From the memory of the daemon."""
+        with self._lock:
+            self.reads += 1
+        return self._far.read(device, offset, length)
 
 
 class Site:
@@ -213,14 +243,14 @@ def _nodes(listener: socket.socket) -> None:
 # -- the measurement ------------------------------------------------------------------------------
 
 
-def make(site: Site, path: pathlib.Path, port: int) -> Agent:
+def make(host: Quiet, path: pathlib.Path, port: int) -> Agent:
     """The agent as ``kumo-agent run`` has it."""
     options = conf.load([os.devnull])
     for name in ("state_dir", "run_dir", "lock_path"):
         (path / name).mkdir()
         options.set_override(name, str(path / name), group=conf.GROUP)
     ctx = Context(
-        host=Quiet(site.kernel),
+        host=host,
         conf=options,
         host_nqn=HOST,
         host_id=HOST_ID,
@@ -234,7 +264,7 @@ def make(site: Site, path: pathlib.Path, port: int) -> Agent:
         return main.make(options, ctx)
 
 
-def measure(agent: Agent, seconds: float) -> dict[str, float]:
+def measure(agent: Agent, host: Quiet, seconds: float) -> dict[str, float]:
     """Processor seconds by thread while the agent runs for so long, and of all of it ("")."""
     watched = watch.Watch(
         agent.ctx.host.root,
@@ -247,11 +277,11 @@ def measure(agent: Agent, seconds: float) -> dict[str, float]:
     rounds = threading.Thread(target=agent.run, name="rounds", daemon=True)
     rounds.start()
     time.sleep(WARM)
-    before, count = _used(), _rounds(agent)
+    before, count, reads = _used(host), _rounds(agent), host.reads
     time.sleep(seconds)
-    after = _used()
-    done = agent.known.last or "nothing"
-    print(f"{_rounds(agent) - count:.0f} rounds in {seconds:g} s; done: {done}")
+    after = _used(host)
+    done, reads = agent.known.last or "nothing", host.reads - reads
+    print(f"{_rounds(agent) - count:.0f} rounds in {seconds:g} s, {reads} reads; done: {done}")
     agent.stop()
     watched.stop()
     # What is asked of the provisioner now ends with it.
@@ -259,23 +289,31 @@ def measure(agent: Agent, seconds: float) -> dict[str, float]:
     return {name: used - before.get(name, 0.0) for name, used in after.items()}
 
 
-def _used() -> dict[str, float]:
+def _daemon(pid: int) -> float:
+    """Processor seconds of a process (proc(5), utime and stime)."""
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _used(host: Quiet) -> dict[str, float]:
+    daemon = _daemon(host.daemon) if host.daemon else 0.0
     found = {
         one.name: time.clock_gettime(time.pthread_getcpuclockid(one.ident))
         for one in threading.enumerate()
         if one.ident is not None
     }
-    return {**found, "": time.process_time()}
+    return {**found, "daemon": daemon, "": time.process_time() + daemon}
 
 
 def _rounds(agent: Agent) -> float:
     return agent.metrics.registry.get_sample_value("kumo_agent_rounds_total") or 0.0
 
 
-def run(path: pathlib.Path, volumes: int, seconds: float) -> None:
+def run(path: pathlib.Path, volumes: int, seconds: float, *, apart: bool) -> None:
     """Measure and tell."""
     listener = socket.create_server(("0.0.0.0", 0), backlog=512)
     site = Site(path, volumes, listener.getsockname()[1])
+    host = (Apart if apart else Quiet)(site.kernel)
     ours, theirs = multiprocessing.Pipe()
     others = [
         multiprocessing.Process(target=work, daemon=True)
@@ -288,7 +326,7 @@ def run(path: pathlib.Path, volumes: int, seconds: float) -> None:
         one.start()
     listener.close()
     try:
-        used = measure(make(site, path, ours.recv()), seconds)
+        used = measure(make(host, path, ours.recv()), host, seconds)
     finally:
         for one in others:
             one.terminate()
@@ -306,9 +344,10 @@ def start() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--volumes", type=int, default=100)
     parser.add_argument("--seconds", type=float, default=120.0, help="how long it is measured")
+    parser.add_argument("--apart", action="store_true", help="a privileged daemon reads")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as path:
-        run(pathlib.Path(path), arguments.volumes, arguments.seconds)
+        run(pathlib.Path(path), arguments.volumes, arguments.seconds, apart=arguments.apart)
 
 
 if __name__ == "__main__":

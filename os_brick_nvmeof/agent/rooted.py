@@ -165,11 +165,13 @@ def begin() -> None:
 def when_ended(work: Callable[[], None]) -> None:
     """Have a thread call ``work`` when the daemon has ended, which it does not before us."""
     channel = context.channel
+    if channel is None:
+        return
+    reader = channel.reader_thread
 
     def wait() -> None:
-        if channel is not None:
-            channel.reader_thread.join()
-            work()
+        reader.join()
+        work()
 
     threading.Thread(target=wait, name="privileged", daemon=True).start()
 

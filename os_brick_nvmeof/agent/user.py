@@ -26,6 +26,7 @@ from os_brick_nvmeof.locks import Locks
 
 # Names of the connector's and the agent's files in the lock directory.
 OURS = "os-brick-kumo-"
+_ROOT = 0
 # include/uapi/linux/prctl.h.
 _PR_SET_NO_NEW_PRIVS = 38
 # For setgroups, setgid and setuid.
@@ -196,7 +197,7 @@ def _give_file(
     ):
         shown = os.fstat(handle)
         plain = stat.S_ISREG(shown.st_mode) and shown.st_nlink == 1
-        if plain and (others or shown.st_uid == 0):
+        if plain and (others or shown.st_uid == _ROOT):
             _give(handle, chosen, system)
 
 

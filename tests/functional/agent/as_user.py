@@ -7,6 +7,7 @@ Its arguments are a configuration file and a directory with a file ``secret``, w
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -56,10 +57,13 @@ def refused(attempt):
 def enter():
     from os_brick.privileged import kumo
 
+    from os_brick_nvmeof.agent import rooted
+
     utils.get_host_nqn = lambda *_: "nqn.x"
     utils.get_nvme_host_id = lambda *_: "x"
     kumo.VERBS.update(who=who, hang=hang)
     kumo.PROGRAMS += ("printenv",)
+    rooted._MD = re.compile(re.escape(directory) + "/held[12]")
     return main.enter(conf.load([config]))
 
 
@@ -87,8 +91,19 @@ def tell(ctx, means):
             refused(lambda: means.guard("/etc", 1.0)),
         ],
         "run": ctx.host.run("printenv", "LC_ALL"),
+        "held": guarded(means),
         "ended": means.end(Portal("192.0.2.1", "4420", "tcp")),
     }
+
+
+def guarded(means):
+    """Two holds, of which one is called off."""
+    means.guard(f"{directory}/held2", 50.0)()
+    means.guard(f"{directory}/held1", 0.1)
+    ends = time.monotonic() + 20
+    while time.monotonic() < ends and not os.path.exists(f"{directory}/held1/suspend_lo"):
+        time.sleep(0.01)
+    return [sorted(os.listdir(f"{directory}/held{number}")) for number in (1, 2)]
 
 
 def lost():

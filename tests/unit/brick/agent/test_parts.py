@@ -53,6 +53,7 @@ def test_the_sample_can_be_read():
     options = conf.load([str(ROOT / "etc/kumo/agent.conf.sample")])
     assert options.kumo_agent.provisioner_urls == ["https://10.77.0.1:8090"]
     assert options.kumo_agent.lock_path == "/var/lib/nova/tmp"
+    assert options.kumo_agent.user == "nova"
     limits = conf.limits(options)
     assert limits.hold == 2.0
     assert limits.time_outs["replicated"].fast_io_fail == 4
