@@ -4,7 +4,7 @@
 import dataclasses
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from os_brick_nvmeof.agent import judge, model, plan, probes, remember, silence
@@ -459,8 +459,9 @@ def happen(story, what, about):
     elif what == "live":
         story.dead.discard(node)
     elif what == "still":
-        # Not right after another pause, nor when it is slow: that would be a longer one.
-        if story.now() - story.still.get(node, 0.0) > 5 and node not in story.slow:
+        # Not right after another pause, nor when it is slow or dead: that would be a longer one.
+        paused = story.now() - story.still.get(node, 0.0) <= 5
+        if not paused and node not in story.slow and node not in story.dead:
             story.still[node] = story.now() + seconds
     elif what == "slow":
         if story.now() > story.still.get(node, 0.0):
@@ -485,6 +486,7 @@ def spoil(world, what, node):
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from([2, 3]), st.lists(WHAT, min_size=6, max_size=40))
+@example(2, [("die", "n0"), ("pass", 4), ("still", ("n0", 1.0)), ("live", "n0"), ("pass", 8)])
 def test_only_a_node_that_is_dead_and_not_needed_is_cut_off(replicas, events):
     story = Story(replicas)
     happen(story, "pass", 8)
