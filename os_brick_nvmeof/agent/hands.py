@@ -58,6 +58,8 @@ REMOVE_SECONDS = 5.0
 STOP_SECONDS = 2.0
 # Seconds for the kernel to notice that a connection was ended.
 NOTICE_SECONDS = 1.0
+# Until its time-out begins to run.
+BREAKING = (sysfs.LIVE, sysfs.RESETTING)
 # Seconds that mdadm may take to change the form of an array.
 GROW_SECONDS = 60.0
 
@@ -149,9 +151,10 @@ class Hands:
         """Without locks: nothing comes or goes that attach and detach know of, and the kernel
         could lose the connections by itself at any moment.
 
-        The time-out after which I/O fails counts from the loss of the connection
-        (``nvme_start_failfast_work``, drivers/nvme/host/core.c), so it is 0 for that moment. If we
-        are killed meanwhile, it is put right when the controller is live again.
+        The time-out after which I/O fails is looked at when the controller changes from
+        "resetting", in which the kernel stops its queues, to "connecting"
+        (``nvme_change_ctrl_state``, drivers/nvme/host/core.c): so it is 0 until then. If we are
+        killed meanwhile, or that takes long, it is put right when the controller is live again.
         """
         ctx = self._ctx
         self._check(action)
@@ -160,11 +163,14 @@ class Hands:
             count = sum(self._end(portal) for portal in sorted(action.portals, key=str))
             LOG.warning("Ended %d connections to storage node %s", count, action.node)
             deadline = waiting.Deadline(ctx.clock, NOTICE_SECONDS)
-            waiting.until(ctx, lambda: not any(map(self._is_live, live)), deadline)
+            waiting.until(
+                ctx, lambda: not any(self._state(one) in BREAKING for one in live), deadline
+            )
         finally:
             seconds = connector_conf.time_outs(ctx.conf, props.REPLICATED).fast_io_fail
             for one in live:
-                fabrics.set_time_out(ctx, one, "fast_io_fail_tmo", seconds)
+                if self._state(one) != sysfs.RESETTING:
+                    fabrics.set_time_out(ctx, one, "fast_io_fail_tmo", seconds)
 
     def _shorten(self, action: ShortenWait) -> None:
         """Without locks, as :meth:`_cut`. A later round puts it right."""
@@ -191,8 +197,8 @@ class Hands:
         except OSError as error:
             LOG.warning("Nodes that are dead cannot be cut off on this host: %s", error)
 
-    def _is_live(self, controller: sysfs.Controller) -> bool:
-        return sysfs.state(self._ctx.host.root, controller.name) == sysfs.LIVE
+    def _state(self, controller: sysfs.Controller) -> str | None:
+        return sysfs.state(self._ctx.host.root, controller.name)
 
     def show(self, leg: Leg) -> None:
         """After an export: have the kernel look for the namespace."""

@@ -142,8 +142,12 @@ class Kernel:
             if each.options["traddr"] != address:
                 continue
             if behaviour != LIVE and noticed and each.state == LIVE:
-                self.nvme.set_state(each, "connecting")
-                self._reconnect_later(each)
+                self.lose(each)
+
+    def lose(self, controller):
+        """Its connection is gone: the kernel tries to make it again."""
+        self.nvme.set_state(controller, "connecting")
+        self._reconnect_later(controller)
 
     def _reconnect_later(self, controller):
         delay = float(self.attribute(controller.name, "reconnect_delay"))

@@ -49,11 +49,14 @@ def run(host, tmp_path):
 
 
 class Cutting:
-    """The kernel ends connections. :ivar problem: error number instead."""
+    """The kernel ends connections.
+
+    :ivar problem: error number instead. :ivar stops: seconds for which it stops queues.
+    """
 
     def __init__(self, monkeypatch, host, run):
         self.host, self.portals, self.fails, self.closed = host, [], [], 0
-        self.problem = 0
+        self.problem, self.stops = 0, 0.0
         monkeypatch.setattr(cutting, "cut", self.cut)
         monkeypatch.setattr(cutting, "channel", lambda: self)
         run.agent.hands._channel = lambda: self
@@ -71,8 +74,18 @@ class Cutting:
         if self.problem:
             raise OSError(self.problem, "no")
         self.portals.append(portal.address)
-        self.host.kernel.go(portal.address, "silent")
+        if self.stops:
+            self.reset(portal.address)
+        else:
+            self.host.kernel.go(portal.address, "silent")
         return 3
+
+    def reset(self, address):
+        kernel = self.host.kernel
+        for one in kernel.nvme.controllers.values():
+            if one.options["traddr"] == address:
+                kernel.nvme.set_state(one, "resetting")
+                kernel.sim.after(self.stops, lambda one=one: kernel.lose(one))
 
 
 @pytest.fixture
@@ -135,6 +148,23 @@ def test_a_node_in_doubt_that_the_kernel_loses_first_holds_no_io_up(host, run, c
     host.back(1)
     host.settle(3)
     run.rounds(2)
+    assert set(cuts.time_outs().values()) == {"4"}
+
+
+@pytest.mark.parametrize("stops", [0.3, 5.0])
+def test_its_time_out_is_short_until_it_begins_to_run(host, run, cuts, stops):
+    """The kernel stops the queues of a lost connection before that."""
+    cuts.stops = stops
+    die(host, run, 1)
+    run.agent.hasten()
+    (lost,) = [one for one in host.kernel.nvme.controllers.values() if one.state != "live"]
+    assert lost.state == ("connecting" if stops < 1 else "resetting")
+    host.settle(6)
+    assert (lost.state, lost.fails) == ("connecting", 0)
+    run.agent.probes.dead = set()
+    host.back(1)
+    host.settle(3)
+    run.rounds(3)
     assert set(cuts.time_outs().values()) == {"4"}
 
 
