@@ -18,25 +18,25 @@ this volume's legs and its attach has failed.
 error, and on recent kernels the loss of all legs for a moment can mark the array as broken for
 good (MD_BROKEN, drivers/md/raid1.c). Time-outs of the connections do what it was made for.
 
-**Bad blocks.** md can keep a log of bad blocks on each leg, and mdadm makes room for one unless its
-configuration says ``CREATE bbl=no`` (mdadm.conf(5); there is no option for it). It was made for
-disks: a write that fails is entered there, and the leg stays in the array without that write
-(``narrow_write_error()``, drivers/md/raid1.c). On a network it is the connection that fails. What
-is entered on the last leg then cannot be read any more, though nothing is wrong with it; and one of
-two legs with an entry is called in sync and is not. So arrays are made without, by a configuration
-of our own; what that leaves out of the host's own is what our options say, and ``CREATE`` lines.
+**Bad blocks.** mdadm gives each leg room for a log of bad blocks. A write that fails on one leg is
+entered there (``narrow_write_error()``, drivers/md/raid1.c), and the leg stays in the array without
+that write, if md can still write its superblock. On a network it is the connection that fails, and
+when all legs are lost within a moment, what was under way is entered on the one that md keeps. That
+is needed: such a write is acknowledged when another leg had it before that was dropped
+(``R1BIO_Uptodate``), so the kept leg has older data there. Without the log (``CREATE bbl=no`` in
+mdadm.conf) it was given out as if nothing had happened: seen on Linux 6.12.117. So arrays have it,
+and it is never removed by us (``--update=force-no-bbl``).
 
-Arrays of stock os-brick have a log. An empty one is removed when we assemble them
-(``--update=no-bbl``); mdadm leaves one with entries as it is, says so and goes on (``no-bbl`` in
-super1.c). That is never forced (``force-no-bbl``): an entry may be of a write that another leg has,
-and without it the old data would be read here. An array that udev has assembled keeps its log, and
-a leg that is added to a running array has one, for ``mdadm --manage`` takes no configuration: until
-the next time that we assemble it.
+It has a price. What is entered cannot be read any more, until an operator has decided. And the log
+is written once, the superblock again and again (``md_update_sb()``, drivers/md/md.c, clears
+``badblocks.size`` before it knows how that write ends). With the connection lost meanwhile, the
+superblock tells of bad blocks afterwards, and the log on the leg still reads as zeros: entries of 0
+sectors. ``badblocks_set()`` refuses these, and with them ``super_1_load()`` the whole leg (EINVAL,
+"does not have a valid v1.2 superblock"), for good: seen on Linux 6.12.117. An error then says so.
 """
 
 from __future__ import annotations
 
-import pathlib
 from collections.abc import Callable, Collection, Sequence
 
 from oslo_log import log as logging
@@ -47,6 +47,7 @@ from os_brick_nvmeof.context import Context
 from os_brick_nvmeof.freshness import Mode
 from os_brick_nvmeof.host import CommandError
 from os_brick_nvmeof.props import Volume
+from os_brick_nvmeof.superblock import Superblock
 
 LOG = logging.getLogger(__name__)
 
@@ -62,7 +63,11 @@ _SHORT = 2.0
 # Seconds that mdadm gets to stop an array before its legs are looked after.
 _PATIENCE = 5.0
 _LOCKLESS_SINCE = (6, 18)
-_CONFIG = pathlib.Path(__file__).with_name("mdadm.conf")
+_BAD_BLOCKS_WAY = (
+    "a write that was acknowledged may be on another leg alone; look at mdadm --examine-badblocks: "
+    "no kernel takes a leg with entries of 0 sectors before an operator has chosen it as it is, by "
+    "mdadm --assemble --run --update=force-no-bbl"
+)
 
 
 def check_name(ctx: Context, volume: Volume, devices: Collection[str]) -> None:
@@ -155,7 +160,6 @@ def _create(
     argv = ["mdadm", "--create", arrays.link(volume), "--run", "--metadata=1.2", "--level=1"]
     argv += [f"--raid-devices={places}", f"--bitmap={bitmap}", "--assume-clean"]
     argv += [f"--uuid={mdadm_uuid(volume.uuid)}", "--homehost=any", f"--name={volume.alias}"]
-    argv.append(f"--config={_CONFIG}")
     if volume.size:
         # Exactly what was asked for: legs have room for md's own data besides.
         argv.append(f"--size={volume.size // KIB}")
@@ -186,17 +190,36 @@ def assemble(
     argv = ["mdadm", "--assemble", arrays.link(volume), f"--uuid={mdadm_uuid(plan.uuid)}"]
     if len(members) < plan.places:
         argv.append("--run")
-    # Nothing is written to a superblock that is not to be written.
-    argv.append("--update=no-bbl" if plan.mode is Mode.NORMAL else "--readonly")
+    if plan.mode is not Mode.NORMAL:
+        argv.append("--readonly")
     argv += [f"/dev/{name}" for name in (*members, *filling)]
-    return _converge(
-        ctx,
-        volume,
-        frozenset(members),
-        [*members, *filling],
-        plan.mode,
-        lambda: void(ctx.host.run(*argv)),
-    )
+    try:
+        return _converge(
+            ctx,
+            volume,
+            frozenset(members),
+            [*members, *filling],
+            plan.mode,
+            lambda: void(ctx.host.run(*argv)),
+        )
+    except errors.ArrayError as error:
+        found = _with_bad_blocks(ctx, members)
+        if not found:
+            raise
+        raise errors.ArrayError(
+            f"{error.text}; md has noted bad blocks on {', '.join(found)}",
+            volume=volume.uuid,
+            way_out=_BAD_BLOCKS_WAY,
+        ) from error
+
+
+def _with_bad_blocks(ctx: Context, devices: Sequence[str]) -> list[str]:
+    """Those of some legs whose log of bad blocks had entries: see "Bad blocks" above."""
+    seen = {
+        name: arrays.read(ctx, f"/dev/{name}", sysfs.size(ctx.host.root, name) or 0)
+        for name in devices
+    }
+    return [name for name, one in seen.items() if isinstance(one, Superblock) and one.bad_blocks]
 
 
 def void(_: object) -> None:

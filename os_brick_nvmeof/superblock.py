@@ -37,6 +37,7 @@ _FIXED = 256
 _BLOCK = 4096
 _FEATURE_RECOVERY_OFFSET = 2
 _FEATURE_RESHAPE = 4
+_FEATURE_BAD_BLOCKS = 8
 # magic, major_version, feature_map, pad0, set_uuid, set_name, ctime, level, layout, size,
 # chunksize, raid_disks, bitmap_offset
 _ARRAY = struct.Struct("<IIII16s32sQiIQIIi")
@@ -127,6 +128,11 @@ class Superblock:
     def reshaping(self) -> bool:
         """The array is being changed to another form."""
         return bool(self.feature_map & _FEATURE_RESHAPE)
+
+    @property
+    def bad_blocks(self) -> bool:
+        """The log of bad blocks of this device had entries."""
+        return bool(self.feature_map & _FEATURE_BAD_BLOCKS)
 
 
 @dataclasses.dataclass(frozen=True)

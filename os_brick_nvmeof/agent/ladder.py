@@ -97,7 +97,10 @@ def unfinished(this: Round, view: View) -> Iterator[Action | Note]:
     volume, array = view.volume, view.array
     if volume.uuid not in this.memory.restarts or (array is not None and array.running):
         return
-    yield Note(volume.uuid, "", "its array was stopped to be assembled anew and is not up yet")
+    text = "its array was stopped to be assembled anew and is not up yet"
+    keys = [f"{kind.__name__} {volume.uuid}" for kind in (FinishRestart, Restart)]
+    why = [tried.error for key in keys if (tried := this.memory.tried.get(key))]
+    yield Note(volume.uuid, "", ": ".join([text, *why[:1]]))
     needed = [leg for leg in view.legs if leg.leg.state == AVAILABLE]
     told = this.seen.arrays is not None
     if told and not volume.shared and all(leg.path is Path.LIVE for leg in needed):

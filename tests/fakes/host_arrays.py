@@ -22,8 +22,6 @@ class Sb:
     features: int
     resync_offset: int
     ctime: int
-    # Sectors of the log of bad blocks.
-    log: int
 
     @property
     def active(self):
@@ -47,7 +45,6 @@ def load(volume):
         features=value["features"],
         resync_offset=value["resync_offset"],
         ctime=value["ctime"],
-        log=value["bblog_size"],
     )
 
 
@@ -59,19 +56,6 @@ class Member:
     faulty: bool = False
     # Being filled.
     filling: bool = False
-    # It has room for a log of bad blocks; entries are a matter of the superblock's features.
-    log: bool = True
-    bad: bool = False
-
-
-def drop_log(volume, member):
-    """mdadm writes to the leg, before the kernel has it; not where there are bad blocks."""
-    if not member.bad:
-        member.log = False
-        block = bytearray(volume.blocks[4096])
-        block[185:192] = bytes(7)
-        struct.pack_into("<I", block, 216, superblocks.csum(block))
-        volume.blocks[4096] = bytes(block)
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ import shutil
 import uuid as uuidlib
 
 from os_brick_nvmeof.host import CommandError
-from tests.fakes.host_arrays import Array, Member, drop_log, load
+from tests.fakes.host_arrays import Array, Member, load
 from tests.fakes.host_kernel import LIVE, refuse
 from tests.unit.brick import superblocks
 from tests.unit.brick.superblocks import SPARE
@@ -162,7 +162,7 @@ class Md:
         title = f"any:{options['name']}"
         array = self._new(_uuid(options["uuid"]), title, places, size)
         for number, device in enumerate(devices):
-            array.members[device] = Member(number, number, log="config" not in options)
+            array.members[device] = Member(number, number)
         self._hold(array)
         for device in devices:
             # Nothing is written before the superblock of all that was there is killed.
@@ -194,8 +194,6 @@ class Md:
         array.events = freshest.events
         for device, sb in taken.items():
             self._join(array, device, sb)
-            if options.get("update") == "no-bbl":
-                drop_log(self.volume(device), array.members[device])
         self._hold(array)
         self._step()
         if "run" not in options and len(array.in_sync()) < len(freshest.active):
@@ -363,9 +361,7 @@ class Md:
         active = sb.number in sb.active
         filling = bool(sb.features & 2)
         role = sb.roles[sb.number] if active else SPARE
-        one = Member(sb.number, role, active and not filling, False, filling)
-        one.log, one.bad = bool(sb.log), bool(sb.features & 8)
-        array.members[device] = one
+        array.members[device] = Member(sb.number, role, active and not filling, False, filling)
 
     def _start(self, array, state):
         array.state = state
@@ -427,9 +423,7 @@ class Md:
             raid_disks=array.places,
             size=array.size,
             data_size=array.size,
-            features=(3 if own.filling else 1) | (8 if own.bad else 0),
-            bblog_size=8 if own.log else 0,
-            bblog_offset=16 if own.log else 0,
+            features=3 if own.filling else 1,
             recovery_offset=8 if own.filling else 0,
             resync_offset=0 if array.dirty else superblocks.MAX,
         )

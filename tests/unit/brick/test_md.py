@@ -4,14 +4,12 @@
 import dataclasses
 import errno
 import os
-import pathlib
 
 import pytest
 
 from os_brick_nvmeof import arrays, errors, freshness, md, props, sysfs, waiting
 from os_brick_nvmeof import paths as legs
 from os_brick_nvmeof.host import CommandError
-from tests.fakes.host_arrays import load
 from tests.unit.brick import superblocks
 from tests.unit.brick.volumes import GIB, LEGS, World
 
@@ -80,58 +78,42 @@ def test_a_lockless_bitmap_is_not_given_up_when_nothing_is_known(world):
     assert all("--bitmap=lockless" in words for words in created(world))
 
 
-def logs(world):
-    """Sectors of the log of bad blocks, and whether it has entries, by leg."""
-    found = [load(target.volumes[1]) for target in world.targets[:2]]
-    return [(one.log, bool(one.features & 8)) for one in found]
-
-
-def test_arrays_are_made_without_a_log_of_bad_blocks(world):
-    world.attach()
-    (config,) = [word for word in created(world)[0] if word.startswith("--config=")]
-    lines = pathlib.Path(config.partition("=")[2]).read_text().splitlines()
-    assert [line for line in lines if not line.startswith("#")] == ["CREATE bbl=no"]
-    assert logs(world) == [(0, False), (0, False)]
-
-
-@pytest.fixture
-def stock(world, monkeypatch):
-    """It was attached by stock os-brick, and detached."""
-    monkeypatch.setattr(md, "_CONFIG", "")
-    whole = md._create
-    monkeypatch.setattr(
-        md, "_create", lambda *given: [word for word in whole(*given) if "--config" not in word]
-    )
+@pytest.mark.parametrize("bad", [False, True])
+def test_an_array_that_is_refused_tells_of_bad_blocks(world, bad):
     world.attach()
     world.md.write("md127", b"first")
     world.detach()
     world.array_state = props.OPEN
-    assert logs(world) == [(8, False), (8, False)]
-    return world
-
-
-def test_an_empty_log_of_bad_blocks_goes_when_its_array_is_assembled(stock):
-    stock.attach()
-    assert logs(stock) == [(0, False), (0, False)]
-    assert stock.legs_in_sync() == [0, 1]
-    assert stock.md.read("md127") == {b"first"}
-
-
-def test_bad_blocks_are_never_forgotten(stock):
-    """Another leg may have what was written there."""
-    block = bytearray(stock.targets[0].volumes[1].blocks[4096])
-    block[8] |= 8
+    volume = world.targets[0].volumes[1]
+    block = bytearray(volume.blocks[4096])
+    block[8] |= 8 if bad else 0
     block[216:220] = superblocks.csum(block).to_bytes(4, "little")
-    stock.targets[0].volumes[1].blocks[4096] = bytes(block)
-    stock.attach()
-    assert logs(stock) == [(8, True), (0, False)]
-    assert not [call for call in stock.kernel.calls if "force-no-bbl" in str(call)]
-    assert stock.legs_in_sync() == [0, 1]
+    volume.blocks[4096] = bytes(block)
+    mdadm = world.kernel.commands["mdadm"]
+
+    def refuses(*argv, timeout):
+        if "--assemble" in argv:
+            raise CommandError(argv, 1, "mdadm: failed to RUN_ARRAY: Invalid argument")
+        return mdadm(*argv, timeout=timeout)
+
+    world.kernel.commands["mdadm"] = refuses
+    with pytest.raises(errors.ArrayError, match="Invalid argument") as caught:
+        world.attach()
+    assert ("noted bad blocks on nvme" in caught.value.text) is bad
+    assert ("acknowledged may be on another leg" in caught.value.way_out) is bad
 
 
-def test_a_reader_leaves_the_log_of_bad_blocks(stock):
-    stock.attach(read_only=True)
-    assert logs(stock) == [(8, False), (8, False)]
+def test_bad_blocks_are_never_forgotten(world):
+    """Another leg may have what was written there: mdadm's log of them stays, with its entries."""
+    world.attach()
+    world.md.write("md127", b"first")
+    world.detach()
+    world.array_state = props.OPEN
+    world.attach()
+    calls = [str(call) for call in world.kernel.calls if call[0] == "run"]
+    assert any("--create" in call for call in calls)
+    assert any("--assemble" in call for call in calls)
+    assert not [call for call in calls if "bbl" in call or "--config" in call]
 
 
 def test_one_leg_is_an_array_too(tmp_path):

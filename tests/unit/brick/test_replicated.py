@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from os_brick_nvmeof import errors, md, props, records, replicated
+from os_brick_nvmeof import errors, props, records, replicated
 from os_brick_nvmeof.host import CommandError
 from tests.unit.brick.volumes import GIB, LEGS, NOTHING, OVERHEAD, PATH, World, runs, stale_first
 
@@ -31,8 +31,7 @@ def test_a_new_volume_is_made_used_and_let_go(both):
     assert create == (
         "mdadm", "--create", PATH, "--run", "--metadata=1.2", "--level=1", "--raid-devices=2",
         "--bitmap=internal", "--assume-clean", "--uuid=6a1c2f40:00004000:80000000:000000aa",
-        "--homehost=any", "--name=volume-1", f"--config={md._CONFIG}", "--size=1048576",
-        "/dev/nvme0n1", "/dev/nvme1n1",
+        "--homehost=any", "--name=volume-1", "--size=1048576", "/dev/nvme0n1", "/dev/nvme1n1",
     )  # fmt: skip
     assert replicated.paths(both.ctx, both.volume()) == [PATH]
     both.md.write("md127", b"hello")

@@ -2,10 +2,12 @@
 """Arrays that the kernel broke, assembled anew by the whole agent on a faked host."""
 
 import errno
+import itertools
 
 import pytest
 
 from os_brick_nvmeof.agent import status
+from os_brick_nvmeof.host import CommandError
 from tests.fakes.agent_host import Host
 from tests.fakes.host_md import DATA
 from tests.fakes.host_sim import Killed
@@ -72,6 +74,35 @@ def test_a_broken_array_that_somebody_has_open_is_left_to_him(host, run):
     host.md.users.clear()
     run.rounds(8)
     assert run.volume()["state"] == status.GOOD
+
+
+def test_one_that_does_not_come_up_is_tried_again_and_says_why(host, run):
+    run.rounds(2)
+    broken(host)
+    mdadm, times = host.kernel.commands["mdadm"], []
+
+    def refuses(*argv, timeout):
+        if "--assemble" in argv:
+            times.append(host.kernel.sim.now)
+            raise CommandError(argv, 1, "mdadm: failed to RUN_ARRAY: Invalid argument")
+        return mdadm(*argv, timeout=timeout)
+
+    host.kernel.commands["mdadm"] = refuses
+    assert run.rounds(1) == ["Restart"]
+    assert run.rounds(40).count("FinishRestart") >= 3
+    gaps = [later - one for one, later in itertools.pairwise(times)]
+    pauses = [round(one) for one in gaps if one > 0.9]
+    assert len(pauses) >= 3
+    assert pauses == sorted(pauses)
+    assert VOLUME in run.agent.store.memory().restarts
+    (note,) = [one["text"] for one in run.volume()["notes"]]
+    assert "is not up yet: Array: it did not come up" in note
+    assert "Invalid argument" in note
+    host.kernel.commands["mdadm"] = mdadm
+    run.rounds(70)
+    assert run.volume()["state"] == status.GOOD
+    assert host.in_sync() == {A, B}
+    assert run.agent.store.memory().restarts == {}
 
 
 def killed_in(host, run, number, late):
