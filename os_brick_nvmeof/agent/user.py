@@ -30,7 +30,7 @@ _ROOT = 0
 # include/uapi/linux/prctl.h.
 _PR_SET_NO_NEW_PRIVS = 38
 # For setgroups, setgid and setuid.
-_NEEDED = (capabilities.CAP_SETUID, capabilities.CAP_SETGID)
+NEEDED = (capabilities.CAP_SETUID, capabilities.CAP_SETGID)
 _SECRETS = ("provisioner_token_file", "provisioner_ca_file", "provisioner_client_cert")
 
 
@@ -119,7 +119,7 @@ def become(
             f"only root can become user {chosen.name}: start kumo-agent as root (in its unit"
             " without User=)"
         )
-    missing = {*_NEEDED, *needed} - system.effective()
+    missing = {*NEEDED, *needed} - system.effective()
     if missing:
         names = " ".join(sorted(capabilities.CAPS_BYVALUE[one] for one in missing))
         raise UserError(

@@ -10,6 +10,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 import pytest
@@ -75,7 +76,11 @@ def process(directory):
     os.symlink(directory / "secret", directory / "state/link")
     os.chown(directory / "locks", UID, GID)
     made = start(directory)
+    # Nobody waits for ever for a line of one that hangs.
+    timer = threading.Timer(180, made.kill)
+    timer.start()
     yield made
+    timer.cancel()
     made.kill()
     made.wait()
 

@@ -3,6 +3,7 @@
 
 import os
 import pathlib
+import re
 import types
 
 import pytest
@@ -186,6 +187,15 @@ def test_what_is_the_users_already_is_not_given_again(options, tmp_path):
     system = System(tmp_path)
     user.hand_over(options, mine, system)
     assert system.done == []
+
+
+def test_the_unit_begins_with_what_is_needed():
+    root = pathlib.Path(user.__file__).parents[2]
+    text = (root / "etc/systemd/kumo-agent.service").read_text()
+    lines = dict(line.split("=", 1) for line in text.splitlines() if re.match(r"\w+=", line))
+    assert "User" not in lines
+    named = {capabilities.CAPS_BYNAME[name] for name in lines["CapabilityBoundingSet"].split()}
+    assert named >= {*rooted.CAPABILITIES, *user.NEEDED}
 
 
 # -- what the user can use ------------------------------------------------------------------------
