@@ -9,7 +9,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / "_ext"))
 project = "Kumo"
 copyright = "2026, Kumo developers"
 author = "Kumo developers"
-extensions = ["oslo_config.sphinxext", "error_codes", "extra_specs", "openapi_reference"]
+extensions = [
+    "oslo_config.sphinxext",
+    "error_codes",
+    "extra_specs",
+    "openapi_reference",
+    "state_pictures",
+]
 html_theme = "alabaster"
 html_theme_options = {
     "description": "Replicated NVMe-oF volumes for OpenStack",

@@ -18,10 +18,21 @@ from kumo_provisioner.locks import Locks
 from kumo_provisioner.nodes import Outcome, translate
 from kumo_provisioner.services import backends
 from tests.fakes.node_model import NodeModel
+from tests.unit.provisioner.transitions import WATCH
 
 NQN = "nqn.2014-08.org.nvmexpress:uuid:host-1"
 TOKEN, READER, WRITER = "admin-token", "monitor-token", "storage-token"
 HOST = HostProbe(host_nqn=NQN, host_id="host-1", name="compute-1")
+
+
+WATCH.listen()
+
+
+@pytest.fixture(autouse=True)
+def _every_transition_is_in_a_table():
+    WATCH.strange.clear()
+    yield
+    assert not WATCH.strange
 
 
 class FaultyNode:
