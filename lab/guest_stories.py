@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bench.guest_site import Site
-from lab import guest_evidence, guest_story_paths, guest_story_power
+from lab import guest_evidence, guest_story_many, guest_story_paths, guest_story_power
 from lab.guest_brick import LOCKS
 from lab.guest_remote import Agent
 from lab.guest_stage import Stage
@@ -34,6 +34,7 @@ STORIES: dict[str, Callable[[Stage], None]] = {
     "third": guest_story_paths.third,
     "power": guest_story_power.power,
     "slow": guest_story_power.slow,
+    "many": guest_story_many.many,
 }
 
 

@@ -38,6 +38,7 @@ class Machine:
 def play(screen, monkeypatch):
     monkeypatch.setattr(healing_stories, "_POLL", 0.0)
     monkeypatch.setenv("KUMO_LAB_SEED", "7")
+    monkeypatch.delenv("KUMO_LAB_STORIES", raising=False)
 
     def run(told):
         machine = Machine(told)
@@ -48,18 +49,31 @@ def play(screen, monkeypatch):
     return run
 
 
-def lines():
-    return [
-        {"story": name, "seconds": 9.0, "notes": [f"{name} went well"]}
-        for name in healing_stories.STORIES
-    ]
+def lines(names=tuple(healing_stories.STORIES)):
+    return [{"story": name, "seconds": 9.0, "notes": [f"{name} went well"]} for name in names]
 
 
 def test_each_story_is_a_step(play):
     machine, ctx = play(lines())
     assert [step.text for step in ctx.steps] == list(healing_stories.STORIES.values())
     assert f"guest_stories 7 {' '.join(healing_stories.STORIES)}" in machine.begun[0]
-    assert set(healing_stories.STORIES) == set(guest_stories.STORIES)
+    assert {*healing_stories.STORIES, *healing_stories.ON_REQUEST} == set(guest_stories.STORIES)
+
+
+def test_some_that_are_named(play, monkeypatch):
+    monkeypatch.setenv("KUMO_LAB_STORIES", "many,third")
+    machine, ctx = play(lines(["many", "third"]))
+    assert [step.text for step in ctx.steps] == [
+        healing_stories.ON_REQUEST["many"],
+        healing_stories.STORIES["third"],
+    ]
+    assert "guest_stories 7 many third " in machine.begun[0]
+
+
+def test_one_that_there_is_not(play, monkeypatch):
+    monkeypatch.setenv("KUMO_LAB_STORIES", "few")
+    with pytest.raises(ScenarioFailedError, match=r"no story \['few'\]; there are both-brief"):
+        play([])
 
 
 def test_one_that_goes_wrong_ends_it(play):
