@@ -79,7 +79,7 @@ def test_one_that_there_is_not(play, monkeypatch):
 def test_one_that_goes_wrong_ends_it(play):
     told = lines()
     told[1]["error"] = "WrongError: data"
-    with pytest.raises(ScenarioFailedError, match="both-long: WrongError: data"):
+    with pytest.raises(ScenarioFailedError, match="flapping: WrongError: data"):
         play(told)
 
 
