@@ -169,6 +169,17 @@ class BusyError(KumoError):
     transient = True
 
 
+class OutdatedRecordError(KumoError):
+    """The database of the provisioner is an old copy, or another one than the storage node follows.
+
+    Nothing is taken away until an operator has accepted the database.
+    """
+
+    code = "OutdatedRecord"
+    http_status = 409
+    transient = True
+
+
 class NotCoherentError(KumoError):
     """The legs of an attached replicated volume cannot be captured at one moment."""
 

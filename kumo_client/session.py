@@ -20,7 +20,7 @@ import logging
 import random
 import ssl
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
@@ -58,6 +58,7 @@ class Session:
     :param read_timeout: seconds without a byte from the server.
     :param budget: seconds that a call may take with all repeats.
     :param pool_size: connections kept open to each endpoint.
+    :param headers: gives what else is sent with a request of this verb.
     :param transport: what carries the requests instead of the network.
     :raises ConfigError: an endpoint, file or token cannot be used.
     """
@@ -75,12 +76,14 @@ class Session:
         user_agent: str = "kumo-client",
         allow_http: bool = False,
         pool_size: int = 16,
+        headers: Callable[[str], Mapping[str, str]] | None = None,
         transport: BaseAdapter | None = None,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self.endpoints = endpoint.endpoints(endpoints, allow_http=allow_http)
         self.budget = budget
+        self._more_headers = headers
         self._token = endpoint.check_token(token) if isinstance(token, str) else token
         self._connect_timeout = connect_timeout
         self._read_timeout = read_timeout
@@ -385,6 +388,8 @@ class _Call:
     def _send(self, url: str) -> Any:
         session = self.session
         headers = {request_id.HEADER: request_id.current() or ""}
+        if session._more_headers is not None:
+            headers |= session._more_headers(self.method)
         if self.media != answer.JSON:
             headers["Accept"] = self.media
         secrets: list[str] = []

@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from oslo_log import log
 from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from kumo_client import errors
@@ -40,7 +41,11 @@ from kumo_client.schemas.node import (
     ReplicaSpec,
     RevertSpec,
     SnapshotSpec,
+    Stamp,
+    StampSpec,
 )
+from kumo_client.stamp import HEADER as STAMP
+from kumo_node import following
 from kumo_node.auth import Tokens
 from kumo_node.metrics import OTHER, Metrics
 from kumo_node.service import Node
@@ -63,7 +68,7 @@ def make(node: Node, tokens: Tokens) -> FastAPI:
     metrics = Metrics(node)
     _add_metrics(app, metrics)
     _add_errors(app)
-    _add_edge(app, tokens, metrics)
+    _add_edge(app, node, tokens, metrics)
     return app
 
 
@@ -75,6 +80,10 @@ def _add_looks(app: FastAPI, node: Node) -> None:
     @app.get("/v1/inventory", summary="All replicas, snapshots and exports")
     def inventory() -> Inventory:
         return node.inventory()
+
+    @app.put("/v1/stamp", summary="Remember another state of the provisioner's database")
+    def put_stamp(body: StampSpec) -> Stamp:
+        return node.following.put(body)
 
 
 def _add_replicas(app: FastAPI, node: Node) -> None:
@@ -219,7 +228,7 @@ def _add_errors(app: FastAPI) -> None:
         )
 
 
-def _add_edge(app: FastAPI, tokens: Tokens, metrics: Metrics) -> None:
+def _add_edge(app: FastAPI, node: Node, tokens: Tokens, metrics: Metrics) -> None:
     @app.middleware("http")
     async def edge(
         request: Request, call_next: Callable[[Request], Awaitable[Any]]
@@ -230,6 +239,7 @@ def _add_edge(app: FastAPI, tokens: Tokens, metrics: Metrics) -> None:
             tokens.check(request.headers.get("Authorization"))
             _check_length(request.headers.get("Content-Length"), request.headers)
             LOG.debug("%s %s %s", request_id(request), request.method, request.url.path)
+            await _follow(node, request)
             answer = await call_next(request)
             answer.headers[REQUEST_ID] = request_id(request)
         except errors.KumoError as error:
@@ -237,6 +247,21 @@ def _add_edge(app: FastAPI, tokens: Tokens, metrics: Metrics) -> None:
         route = getattr(request.scope.get("route"), "path", OTHER)
         metrics.request(request.method, route, answer.status_code, time.monotonic() - start)
         return answer
+
+
+async def _follow(node: Node, request: Request) -> None:
+    """Remember which state of the provisioner's record is behind a request, before it is served."""
+    sent = following.parse(request.headers.get(STAMP))
+    if sent is not None and node.following.is_news(sent):
+        try:
+            await run_in_threadpool(node.following.remember, sent)
+        except OSError as error:
+            # Who only looks is told of a full disk in other ways.
+            LOG.error("The state of the database could not be written down: %s", error)
+            if request.method != "GET":
+                raise errors.InternalError(f"The record cannot be written: {error}") from error
+    if following.takes_away(request.method, request.url.path):
+        node.following.check(sent)
 
 
 def _reload(tokens: Tokens) -> None:

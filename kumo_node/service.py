@@ -26,6 +26,7 @@ from kumo_node.disks import Disks
 from kumo_node.erase import Erasing
 from kumo_node.executor import Executor, SubprocessExecutor
 from kumo_node.exports import Exports
+from kumo_node.following import Following
 from kumo_node.health import Health, Pace
 from kumo_node.heartbeat import Heartbeats, Receiver
 from kumo_node.initiator import Initiator
@@ -110,6 +111,7 @@ class Node:
 
     def _make_verbs(self, executor: Executor) -> None:
         """What the API calls, and what finishes it."""
+        self.following = Following(self.ctx.spec)
         self.exports = Exports(self.ctx)
         self.replicas = Replicas(self.ctx, self.exports)
         self.snapshots = Snapshots(self.ctx)
@@ -213,6 +215,7 @@ class Node:
             problems=self.problems(),
             generation=self.ctx.spec.data.generation,
             abilities=self.abilities(),
+            stamp=self.following.wire(),
         )
 
     def _pool(self, pool: Pool) -> WirePool | None:
@@ -246,6 +249,7 @@ class Node:
             persistent_id=self.ctx.persistent_id,
             boot_id=self.ctx.kernel.boot_id(),
             generation=data.generation,
+            stamp=self.following.wire(),
             replicas=[
                 self.replicas.view(uuid, record)
                 for uuid, record in data.replicas.items()

@@ -170,11 +170,21 @@ class MeasuredRecord(BaseModel):
     at: int = 0
 
 
+class StampRecord(BaseModel):
+    """The latest state of the provisioner's database that this node was told of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database: str
+    branch: str
+    number: int
+
+
 class Data(BaseModel):
     """The whole file. ``hosts``: host NQNs whose directory in nvmet was made by this node.
 
     ``layout`` is ``disk`` or ``group``, and "" until the first disk is taken. ``pools`` are those
-    of the layout ``disk``, by name.
+    of the layout ``disk``, by name. ``stamp``: see :mod:`kumo_client.stamp`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -191,6 +201,7 @@ class Data(BaseModel):
     copies: dict[str, CopyRecord] = {}
     measured: dict[str, MeasuredRecord] = {}
     hosts: list[str] = []
+    stamp: StampRecord | None = None
 
     def exports_of(self, replica: str) -> list[ExportRecord]:
         return [export for export in self.exports.values() if export.replica == replica]
@@ -206,7 +217,7 @@ class Data(BaseModel):
 _BRANCHED = tuple(
     name
     for name in Data.model_fields
-    if name not in ("format", "generation", "persistent_id", "layout")
+    if name not in ("format", "generation", "persistent_id", "layout", "stamp")
 )
 
 

@@ -28,6 +28,7 @@ from kumo_provisioner.routes import (
     publish,
     reconcile,
     replicas,
+    restored,
     snapshots,
     targets,
     tasks,
@@ -57,6 +58,7 @@ ROUTES = (
     legacy,
     reconcile,
     garbage,
+    restored,
     tokens,
 )
 

@@ -19,6 +19,7 @@ from kumo_provisioner.locks import Locks
 from kumo_provisioner.metrics import Metrics
 from kumo_provisioner.nodes import Nodes
 from kumo_provisioner.recent import Recent
+from kumo_provisioner.stamps import Stamps
 
 # How long (seconds) placement relies on which pools are the best ones.
 SHORTLIST_SECONDS = 1.0
@@ -47,8 +48,10 @@ class Core:
     )
     instances: Instances | None = None
     leases: Leases | None = None
+    stamps: Stamps = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
+        self.stamps = self.nodes.stamps = Stamps(self.db)
         self.nodes.tell = self.metrics.node_call
         self.db.on_retry = self.metrics.retried
 
@@ -80,8 +83,10 @@ class Core:
             self.db.claim()
             self.db.upgrade()
             self._look_everywhere()
+            self.stamps.start()
             return
         self.db.check_schema()
+        self.stamps.start()
         if self.instances is not None and self.leases is not None:
             self.instances.start()
             self.leases.start()

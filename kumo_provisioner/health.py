@@ -35,6 +35,14 @@ def _of_database(core: Core) -> list[str]:
     return []
 
 
+def remark(core: Core) -> str:
+    """What an operator has to look at although requests are served; empty for nothing."""
+    known = core.stamps.known
+    if known is None or not known.doubt:
+        return ""
+    return f"nothing is taken away from storage nodes until 'kumo restored accept': {known.reason}"
+
+
 def check(core: Core, worker: Worker | None) -> None:
     """:raises NotReadyError: when a balancer should send no requests here; tells the reasons."""
     reasons = problems(core, worker)

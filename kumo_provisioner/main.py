@@ -16,10 +16,10 @@ from oslo_config import cfg
 from oslo_log import log
 
 from kumo_client import errors
-from kumo_provisioner import app, auth, conf, init, logs, nodes, server, token_commands
+from kumo_provisioner import app, auth, conf, init, logs, nodes, server, stamps, token_commands
 from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
-from kumo_provisioner.services import watch
+from kumo_provisioner.services import restored, watch
 
 LOG = log.getLogger(__name__)
 # Longer than clients keep an idle connection, so that it is never ours that closes under them.
@@ -36,7 +36,12 @@ def _parser() -> argparse.ArgumentParser:
         commands.add_parser("init", help="make certificates, tokens and configuration files")
     )
     database = commands.add_parser("db", help="work on the database")
-    database.add_argument("action", choices=["upgrade"], help="bring the schema up to date")
+    database.add_argument(
+        "action",
+        choices=["upgrade", "restored"],
+        help="upgrade: bring the schema up to date; restored: say that an old copy was put in "
+        "place, so that nothing is taken away from nodes until it is accepted",
+    )
     _add_config_file(database, argparse.SUPPRESS)
     token = commands.add_parser("token", help="make tokens, and rotate the keys that sign them")
     for verb in token_commands.add_arguments(token):
@@ -66,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         elif arguments.command == "token":
             token_commands.run(arguments, conf.load(arguments.config_file))
         elif arguments.command == "db":
-            _upgrade(conf.load(arguments.config_file))
+            _DATABASE[arguments.action](conf.load(arguments.config_file))
         else:
             _serve(conf.load(arguments.config_file))
     except errors.ConfigError as exc:
@@ -80,6 +85,28 @@ def _upgrade(options: cfg.ConfigOpts) -> None:
     database = Database(options.database.connection)
     database.upgrade()
     database.close()
+
+
+def _restored(options: cfg.ConfigOpts) -> None:
+    """Write down that the database is an old copy.
+
+    :raises ConfigError: when it cannot be used, is of another version, or is in use.
+    """
+    logs.setup(options)
+    database = Database(options.database.connection)
+    try:
+        database.claim()
+        database.check_schema()
+        reason = "an operator has put an old copy of the database in place"
+        database.run(lambda session: restored.doubted(session, stamps.OLDER, reason))
+    except errors.KumoError as exc:
+        raise errors.ConfigError(exc.message, way_out=exc.way_out) from exc
+    finally:
+        database.close()
+    print("Nothing is taken away from storage nodes until 'kumo restored accept'.")
+
+
+_DATABASE = {"upgrade": _upgrade, "restored": _restored}
 
 
 def _serve(options: cfg.ConfigOpts) -> None:

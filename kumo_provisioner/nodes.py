@@ -19,6 +19,7 @@ from kumo_client.api.node import Node
 from kumo_client.session import Session
 from kumo_provisioner import metrics
 from kumo_provisioner.db import models
+from kumo_provisioner.stamps import Stamps
 
 LOG = log.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class Nodes:
 
     :ivar guard: called before each call; raises when the caller has lost its right to make it.
     :ivar tell: called after each call with its verb, what came of it, and the seconds it took.
+    :ivar stamps: which state of which database the calls come from; None for no particular one.
     :ivar doubtful: ids of backends of which nobody knows whether they did what they were asked.
     """
 
@@ -91,6 +93,7 @@ class Nodes:
             raise errors.ConfigError(f"[nodes] ca_file: {ca_file} does not exist")
         self.guard: Callable[[], None] = lambda: None
         self.tell: Callable[[str, str, float], None] = lambda _verb, _result, _seconds: None
+        self.stamps: Stamps | None = None
         self.doubtful: set[str] = set()
         self._tls = transport.verifying_context(ca_file)
         self._transports: dict[Address, transport.SharedTls] = {}
@@ -122,8 +125,12 @@ class Nodes:
             read_timeout=budget,
             budget=budget,
             user_agent="kumo-provisioner",
+            headers=self._headers,
             transport=self._transport(address),
         )
+
+    def _headers(self, method: str) -> dict[str, str]:
+        return {} if self.stamps is None else self.stamps.headers(method)
 
     def _transport(self, address: Address) -> transport.SharedTls:
         """The connections to a node; probes and calls share them."""
@@ -168,7 +175,7 @@ class Nodes:
         except errors.BusyError as exc:
             return Outcome(error=exc)
         try:
-            return Outcome(value=function(self.client(address, probing=probing)))
+            return Outcome(value=self._called(function, self.client(address, probing=probing)))
         except errors.KumoError as exc:
             return Outcome(error=translate(exc, address))
         except Exception as exc:
@@ -177,6 +184,15 @@ class Nodes:
             return Outcome(
                 error=errors.InternalError(f"{type(exc).__name__} at a call to node {address}")
             )
+
+    def _called(self, function: Callable[[Node], Any], node: Node) -> Any:
+        try:
+            return function(node)
+        except errors.OutdatedRecordError:
+            # Another instance may have raised the number, and told the node.
+            if self.stamps is None or self.stamps.known == self.stamps.load():
+                raise
+        return function(node)
 
     def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from oslo_log import log
 
 from kumo_client import errors, request_id
-from kumo_provisioner import reconcile
+from kumo_provisioner import reconcile, stamps
 from kumo_provisioner.core import Core
 from kumo_provisioner.duties import Duty
 from kumo_provisioner.services import (
@@ -25,6 +25,7 @@ from kumo_provisioner.services import (
     migration,
     network,
     probing,
+    restored,
     tasks,
     tenants,
     tokens,
@@ -44,6 +45,7 @@ class Worker:
         self._core = core
         self._stopping = threading.Event()
         self._threads = [threading.Thread(target=self._reconcile, name="reconcile", daemon=True)]
+        self._threads.append(threading.Thread(target=self._stamp, name="stamp", daemon=True))
         self._threads += [
             threading.Thread(target=self._duty, args=(duty,), name=duty.name, daemon=True)
             for module in modules
@@ -90,6 +92,10 @@ class Worker:
             self._core.wake.wait(self._core.conf.reconcile.interval)
             self._stopping.wait(SOAK_SECONDS)
             self._core.wake.clear()
+
+    def _stamp(self) -> None:
+        while not self._stopping.wait(stamps.PAUSE):
+            self._guarded("stamp", lambda: restored.advance(self._core))
 
     def _guarded(self, name: str, step: Callable[[], object]) -> None:
         with request_id.use(None):

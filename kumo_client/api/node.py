@@ -22,6 +22,8 @@ from kumo_client.schemas.node import (
     ReplicaSpec,
     RevertSpec,
     SnapshotSpec,
+    Stamp,
+    StampSpec,
 )
 from kumo_client.session import Session
 
@@ -42,6 +44,13 @@ class Node:
     def inventory(self) -> Inventory:
         """All replicas, snapshots and exports."""
         return model(Inventory, self.session.request("GET", "/v1/inventory"))
+
+    def put_stamp(self, spec: StampSpec) -> Stamp:
+        """Let the node remember another state of the provisioner's database.
+
+        :raises ConflictError: it remembers something else than ``replaces``.
+        """
+        return model(Stamp, self.session.request("PUT", "/v1/stamp", json=spec.wire()))
 
     def put_replica(self, uuid: str, spec: ReplicaSpec) -> Replica:
         """Make a replica, or find that it is there as asked."""

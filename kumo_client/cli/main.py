@@ -29,6 +29,7 @@ from kumo_client.cli import (
     host,
     output,
     replica,
+    restored,
     server,
     snapshot,
     task,
@@ -42,7 +43,10 @@ FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
 
-NOUNS = (backend, volume, replica, snapshot, host, tenant, task, event, token, garbage, server)
+NOUNS = (
+    *(backend, volume, replica, snapshot, host, tenant, task, event, token, garbage),
+    *(restored, server),
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

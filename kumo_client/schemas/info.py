@@ -44,6 +44,8 @@ CAPABILITY_GARBAGE = "garbage"
 CAPABILITY_HEARTBEAT = "heartbeat"
 # ``GET /hosts/{uuid}/volumes``: the volumes that are published to a host.
 CAPABILITY_HOST_VOLUMES = "host-volumes"
+# ``GET /restored``, ``POST /restored/accept``: a database that is an old copy is noticed.
+CAPABILITY_RESTORED = "restored"
 
 
 class Info(WireModel):

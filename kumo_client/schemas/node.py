@@ -23,7 +23,12 @@
   this node that is written; idempotent, goes on in the background, survives a restart
 * ``GET /v1/copies/{uuid}`` -> :class:`Copy`
 * ``DELETE /v1/copies/{uuid}`` -> :class:`StatusAnswer`: stop it; absent is Success
+* ``PUT /v1/stamp`` :class:`StampSpec` -> :class:`Stamp`: remember another state
 * ``GET /metrics``: Prometheus text; needs a token like everything else
+
+A request may tell which state of the provisioner's database is behind it
+(:mod:`kumo_client.stamp`). What takes something away is ``OutdatedRecord`` when that does not come
+from the state that the node remembers.
 
 Bodies are objects, errors are those of :mod:`kumo_client.errors`, a bearer token is needed.
 A repeated PUT with other values than the first is ``Conflict`` and changes nothing.
@@ -35,8 +40,10 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from kumo_client import stamp as stamps
 from kumo_client.naming import ARRAY_NAME_MAX_BYTES
 from kumo_client.schemas.common import HostNqn, Name, Portal, Text, UuidText, WireModel
+from kumo_client.stamp import NUMBER_MAX
 
 CLASS_PLAIN = "plain"
 CLASS_REPLICATED = "replicated"
@@ -102,11 +109,38 @@ class Pool(WireModel):
     window: int = 0
 
 
+class Stamp(WireModel):
+    """A state of the provisioner's database; see :mod:`kumo_client.stamp`."""
+
+    database: UuidText
+    branch: UuidText
+    number: int = Field(ge=0, le=NUMBER_MAX)
+
+    @classmethod
+    def of(cls, stamp: stamps.Stamp) -> Stamp:
+        return cls(database=stamp.database, branch=stamp.branch, number=stamp.number)
+
+    @property
+    def plain(self) -> stamps.Stamp:
+        return stamps.Stamp(self.database, self.branch, self.number)
+
+
+class StampSpec(WireModel):
+    """PUT /v1/stamp: remember ``stamp`` from now on.
+
+    ``replaces`` is what the node remembers now; something else is Conflict.
+    """
+
+    stamp: Stamp
+    replaces: Stamp
+
+
 class NodeInfo(WireModel):
     """``boot_id`` is /proc/sys/kernel/random/boot_id: it changes when the node reboots.
 
     ``generation`` is that of the node's record: it rises with each change of what the node holds or
-    exports. ``problems``: one sentence each, for people.
+    exports. ``problems``: one sentence each, for people. ``stamp``: what it remembers of the
+    provisioner's database; absent when it was sent none yet.
     """
 
     persistent_id: str = Field(alias="persistentID")
@@ -119,6 +153,7 @@ class NodeInfo(WireModel):
     generation: int = 0
     abilities: list[str] = []
     problems: list[str] = []
+    stamp: Stamp | None = None
 
 
 class Heartbeat(NodeInfo):
@@ -302,5 +337,6 @@ class Inventory(WireModel):
     persistent_id: str = Field(alias="persistentID")
     boot_id: str = Field("", alias="bootId")
     generation: int = 0
+    stamp: Stamp | None = None
     replicas: list[Replica] = []
     snapshots: list[NodeSnapshot] = []

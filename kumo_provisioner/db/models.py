@@ -435,6 +435,30 @@ class Counter(Base):
     value: Mapped[int] = mapped_column(BigInteger, default=0)
 
 
+class Identity(Base):
+    """The one row that tells this database from others, and from older copies of itself.
+
+    ``uuid``, ``branch`` and ``number`` are its stamp (:mod:`kumo_client.stamp`), ``past`` lists the
+    branches that it comes from, the last one first, as [branch, number]. ``made`` (ms) is when it
+    got its first stamp. ``doubt`` is why nothing may be taken away from nodes (a constant of
+    :mod:`kumo_provisioner.stamps`), empty when all is well; ``since`` (ms) is when that was
+    noticed and ``reason`` is a sentence for people. ``away`` are ids of nodes that did not answer
+    when an operator accepted the database.
+    """
+
+    __tablename__ = "identity"
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    uuid: Mapped[str] = mapped_column(String(36))
+    branch: Mapped[str] = mapped_column(String(36))
+    number: Mapped[int] = mapped_column(BigInteger, default=0)
+    made: Mapped[int] = mapped_column(BigInteger)
+    past: Mapped[list[Any]] = mapped_column(default=list)
+    away: Mapped[list[Any]] = mapped_column(default=list)
+    doubt: Mapped[str] = mapped_column(String(16), default="")
+    since: Mapped[int] = mapped_column(BigInteger, default=0)
+    reason: Mapped[str] = mapped_column(Text, default="")
+
+
 class Instance(Base):
     """A running provisioner. It raises ``heartbeat`` (about ms since the epoch) all the time, and
     counts as dead when others see no change of it; nobody compares it with a clock."""

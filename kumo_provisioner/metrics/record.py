@@ -23,7 +23,7 @@ from kumo_client.schemas import task
 from kumo_client.schemas.backend import AVAILABLE
 from kumo_client.schemas.node import STATE_OK, Ssd
 from kumo_client.schemas.volume import REPLICA_AVAILABLE, REPLICA_STATES
-from kumo_provisioner import settling
+from kumo_provisioner import settling, stamps
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 
@@ -87,6 +87,10 @@ _FAMILIES = (
     Family("kumo_instances", "Provisioners alive on this database."),
     Family("kumo_leases", "Leases that are held."),
     Family("kumo_database_up", "1: the record could be read."),
+    Family(
+        "kumo_database_doubted",
+        "1: the database is an old copy or another one, nothing is taken away from nodes.",
+    ),
     Family("kumo_record_read_seconds", "Time that reading the record took."),
 )
 FAMILIES = {one.name: one for one in _FAMILIES}
@@ -309,6 +313,7 @@ def _odds(session: Session) -> Iterator[Sample]:
     # On SQLite there is one, and it needs no row.
     alive = session.scalar(select(func.count()).select_from(models.Instance)) or 1
     yield "kumo_instances", "", alive
+    yield "kumo_database_doubted", "", int(stamps.read(session).doubt != "")
     yield "kumo_leases", "", session.scalar(select(func.count()).select_from(models.Lease)) or 0
 
 

@@ -29,7 +29,7 @@ from kumo_provisioner.reconcile import record, settle
 from kumo_provisioner.reconcile.act import act
 from kumo_provisioner.reconcile.counts import Counts
 from kumo_provisioner.reconcile.plan import Action, NoteState, Report, Wanted, objects, plan
-from kumo_provisioner.services import capacity, due, garbage, network, probing, removals
+from kumo_provisioner.services import capacity, due, garbage, network, probing, removals, restored
 
 LOG = log.getLogger(__name__)
 PARALLEL_NODES = 4
@@ -184,13 +184,19 @@ def _observe(core: Core, address: Address) -> Inventory | None:
 def _compare(core: Core, address: Address, mark: int, inventory: Inventory, counts: Counts) -> None:
     backend_id = address.backend_id
     mine = Counts()
+    restored.note(core, backend_id, inventory.stamp)
+    looking_only = restored.looking_only(core)
     with core.db.read() as session:
         wanted = record.read(session, backend_id, inventory)
         doubt = network.suspected(session)
     actions = [one for one in plan(wanted, inventory) if not (doubt and _is_consequence(one))]
     found = [one for one in actions if isinstance(one, Report)]
     mine.unknown += len(found)
-    act(core, actions, mine)
+    if looking_only:
+        mine.waiting += len(actions) - len(found)
+        doubt = True
+    else:
+        act(core, actions, mine)
     gone = core.db.run(lambda session: _finish(core, session, backend_id, inventory, found, doubt))
     mine.removed += len(gone) - removals.carry_out(core, gone)
     counts.add(mine)

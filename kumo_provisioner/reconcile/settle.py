@@ -14,7 +14,7 @@ from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.reconcile.counts import Counts
 from kumo_provisioner.reconcile.settlers import SETTLERS
-from kumo_provisioner.services import due, removals
+from kumo_provisioner.services import due, removals, restored
 
 LOG = log.getLogger(__name__)
 AT_ONCE = 1000
@@ -26,6 +26,8 @@ def undo_unfinished(core: Core, counts: Counts, *, min_age_ms: int = 0, timeout:
     :param min_age_ms: leave alone what is younger; it is probably at work.
     :param timeout: seconds to wait for whoever is at work on one.
     """
+    if restored.looking_only(core):
+        return
     oldest = now_ms() - min_age_ms
     volume, snapshot, publication = models.Volume, models.Snapshot, models.Publication
     with core.db.read() as session:
@@ -82,6 +84,8 @@ def finish_unsettled(core: Core, counts: Counts, *, timeout: float = 0) -> None:
 
     :param timeout: seconds to wait for whoever is at work on one.
     """
+    if restored.looking_only(core):
+        return
     with core.db.read() as session:
         query = select(models.Volume.uuid).where(
             models.Volume.unsettled != "", models.Volume.status != models.CREATING

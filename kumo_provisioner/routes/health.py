@@ -26,4 +26,4 @@ async def alive() -> Any:
 def ready(core: CoreArg, request: Request) -> Any:
     """The provisioner can do its work; NotReady with the reasons otherwise."""
     health.check(core, request.app.state.worker)
-    return success()
+    return success() | {"description": health.remark(core)}

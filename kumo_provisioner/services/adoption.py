@@ -35,6 +35,7 @@ from kumo_provisioner.services import (
     events,
     guards,
     placing,
+    restored,
     tenants,
     view,
     volumes,
@@ -299,10 +300,12 @@ def unmanage(core: Core, tenant: str, text: str) -> dict[str, str]:
     :raises BusyError: something on it is unfinished.
     :raises BackendUnavailableError: a node could not be asked; when that was found out only after
         the beginning, the volume is gone for users, and a reconcile, or a repetition, finishes it.
+    :raises OutdatedRecordError: the database is an old copy that nobody has accepted.
     """
     uuid = view.normal_uuid(text)
     if uuid is None:
         raise volumes.missing(text)
+    restored.refuse(core, f"volume {uuid} is not given up")
     with core.locks.hold(uuid):
         names = core.db.run(lambda session: _intend_release(session, tenant, uuid))
         finish_release(core, uuid)

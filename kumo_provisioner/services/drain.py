@@ -23,7 +23,7 @@ from kumo_client.schemas.volume import REPLICA_TERMINATING
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.duties import Duty
-from kumo_provisioner.services import backends, events, migration, removals, tasks
+from kumo_provisioner.services import backends, events, migration, removals, restored, tasks
 
 LOG = log.getLogger(__name__)
 # Replicas looked at in one round, and reasons that are kept.
@@ -100,6 +100,8 @@ def _task(session: Session, backend_id: str) -> models.Task | None:
 
 def run(core: Core) -> None:
     """Take every drain a step further."""
+    if restored.looking_only(core):
+        return
     query = select(models.Task.uuid).filter_by(type=wire.DRAIN, state=wire.RUNNING)
     with core.db.read() as session:
         found = session.execute(query.add_columns(models.Task.backend_id)).all()

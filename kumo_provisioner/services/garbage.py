@@ -19,7 +19,7 @@ from kumo_client.schemas import garbage as wire
 from kumo_client.schemas.event import WARN
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
-from kumo_provisioner.services import events, removals
+from kumo_provisioner.services import events, removals, restored
 
 LOG = log.getLogger(__name__)
 DAY_MS = 86_400_000
@@ -146,7 +146,9 @@ def remove(core: Core, backend_id: str, uuid: str) -> None:
     """Remove it now; if the node cannot be asked, as soon as it is back.
 
     :raises NotExistsError: when it is not garbage.
+    :raises OutdatedRecordError: the database is an old copy that nobody has accepted.
     """
+    restored.refuse(core, f"{uuid} is not removed")
     with core.locks.hold(uuid, f"backend:{backend_id}"):
         with core.db.write() as session:
             _list(session, _find(session, backend_id, uuid), "because an operator asked for it")

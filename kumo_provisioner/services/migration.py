@@ -41,6 +41,7 @@ from kumo_provisioner.services import (
     newleg,
     removals,
     replicas,
+    restored,
     tasks,
     view,
     volumes,
@@ -380,6 +381,8 @@ def extra_exports(session: Session, backend_id: str | None = None) -> dict[str, 
 
 def run(core: Core) -> None:
     """Go on with all copies."""
+    if restored.looking_only(core):
+        return
     query = select(models.Task.uuid).filter_by(type=wire.OFFLINE_MIGRATION, state=wire.RUNNING)
     with core.db.read() as session:
         found = session.scalars(query.order_by(models.Task.created)).all()

@@ -19,11 +19,12 @@ from kumo_client.api.node import Node
 from kumo_client.schemas import backend as wire
 from kumo_client.schemas.event import INFO, WARN
 from kumo_client.schemas.node import STATE_FAILED, Heartbeat, NodeInfo
+from kumo_provisioner import stamps
 from kumo_provisioner.core import Core, now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.duties import Duty
 from kumo_provisioner.nodes import Address, Outcome
-from kumo_provisioner.services import events, replicas, reports
+from kumo_provisioner.services import events, replicas, reports, restored
 
 LOG = log.getLogger(__name__)
 # Nodes asked, and written down, together.
@@ -96,6 +97,7 @@ def _record(core: Core, outcomes: Outcomes) -> bool:
     with core.db.read() as session:
         rows = _rows(session, list(outcomes))
         new = [row.persistent_id for row in rows if _is_new(core, row, outcomes)]
+    _note_stamps(core, outcomes)
     if not new:
         return False
 
@@ -104,6 +106,23 @@ def _record(core: Core, outcomes: Outcomes) -> bool:
         return any(notes)
 
     return core.db.run(write)
+
+
+def _note_stamps(core: Core, outcomes: Outcomes) -> None:
+    """Compare what nodes remember with our database; tell those that are behind."""
+    behind = []
+    for backend_id, outcome in outcomes.items():
+        info = outcome.value
+        if info is None or info.stamp is None or info.persistent_id != backend_id:
+            continue
+        if restored.note(core, backend_id, info.stamp) == stamps.BEHIND:
+            behind.append((backend_id, info.stamp))
+    if behind and not core.stamps.doubted:
+        with core.db.read() as session:
+            rows = {row.persistent_id: row for row in _rows(session, [one for one, _ in behind])}
+        restored.catch_up(
+            core, [(Address.of(rows[one]), memory) for one, memory in behind if one in rows]
+        )
 
 
 def _answer(row: models.Backend, outcomes: Outcomes) -> NodeInfo | None:
@@ -188,6 +207,7 @@ def heartbeat(core: Core, told: Heartbeat) -> None:
         row = rows[0]
         new = _old(core, row.last_heartbeat) or reports.news(row, told)
         new = new or reports.look_again(core.conf, row, told) is not None
+    restored.note(core, told.persistent_id, told.stamp)
     if not new:
         return
 

@@ -37,6 +37,7 @@ from kumo_provisioner.services import (
     migration,
     removals,
     replicas,
+    restored,
     view,
     volumes,
 )
@@ -284,10 +285,10 @@ def _commit(
         row = next(one for one in volume.publications if one.host_id == host.uuid)
         row.status = models.PUBLISHED
         others = [one for one in replicas.published(volume) if one.host_id != host.uuid]
-        state = volume.array_state if volume.replicated else ""
+        state = restored.array_state(core, volume) if volume.replicated else ""
         if fresh:
             _note_absent(session, volume, host, outcomes, shared=bool(others))
-        if state == models.ARRAY_CLEAN:
+        if volume.replicated and volume.array_state == models.ARRAY_CLEAN:
             # The host may assemble the array from now on, and need not tell.
             arrays.enter(session, volume, models.ARRAY_OPEN, host.uuid)
         exported = [one for one in volume.replicas if one.uuid in outcomes]

@@ -40,6 +40,7 @@ from kumo_provisioner.services import (
     network,
     newleg,
     removals,
+    restored,
     tasks,
     view,
     volumes,
@@ -431,8 +432,10 @@ def terminate(core: Core, tenant: str, text: str, replica: str) -> None:
     :raises NotExistsError: there is no such volume, or no such leg (any more).
     :raises ConflictError: another one is on its way out, or its replacement is not in sync.
     :raises LastReplicaError: nothing would be left that has all writes.
+    :raises OutdatedRecordError: the database is an old copy that nobody has accepted.
     """
     uuid = lock_of(text)
+    restored.refuse(core, f"replica {replica} is not deleted")
     with core.locks.hold(uuid):
         terminate_held(core, tenant, uuid, replica)
 
@@ -480,8 +483,10 @@ def confirm(core: Core, tenant: str, text: str, replica: str) -> None:
 
     :raises NotExistsError: there is no such volume, or no such leg (any more).
     :raises ConflictError: nobody has asked for it to go.
+    :raises OutdatedRecordError: the database is an old copy that nobody has accepted.
     """
     uuid = lock_of(text)
+    restored.refuse(core, f"replica {replica} is not deleted")
     with core.locks.hold(uuid):
         with core.db.write() as session:
             volume = volumes.find(session, tenant, uuid)

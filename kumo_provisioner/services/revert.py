@@ -37,6 +37,7 @@ from kumo_provisioner.services import (
     events,
     guards,
     removals,
+    restored,
     snapshots,
     volumes,
 )
@@ -80,8 +81,10 @@ def revert(core: Core, tenant: str, request: wire.Revert) -> None:
     :raises BusyError: something else on it is unfinished.
     :raises BackendUnavailableError: a node could not be asked; when that was found out only after
         the beginning, the volume cannot be published until a reconcile has finished it.
+    :raises OutdatedRecordError: the database is an old copy that nobody has accepted.
     """
     uuid = request.volume_id
+    restored.refuse(core, f"volume {uuid} is not reverted")
     with core.locks.hold(uuid, request.snapshot_id):
         core.db.run(lambda session: _intend(session, tenant, request))
         finish(core, uuid)

@@ -34,6 +34,7 @@ from kumo_provisioner.services import (
     paging,
     placing,
     removals,
+    restored,
     view,
     volumes,
 )
@@ -114,6 +115,7 @@ def create(core: Core, tenant: str, request: wire.SnapshotCreate) -> str:
     :raises BackendUnavailableError: when a node could not be asked; nothing is left of it.
     """
     uuid = request.snapshot_id or str(uuidlib.uuid4())
+    restored.hear(core)
     with core.locks.hold(uuid, request.volume_id):
         calls, task = capacity.retried(
             core, lambda session: _intend(core, session, tenant, uuid, request)
@@ -136,6 +138,7 @@ def _intend(
 ) -> tuple[dict[str, Call[Any]], str]:
     """Record a snapshot; gives the calls that make its parts, and the task that holds writes."""
     volume = volumes.find(session, tenant, request.volume_id)
+    restored.refuse_capture(core, volume)
     _make_room(session, tenant, uuid, request.alias)
     captured = capture.plan(volume)
     row = _row(tenant, uuid, request, volume)
@@ -259,10 +262,12 @@ def delete(core: Core, tenant: str, text: str) -> None:
 
     :raises NotExistsError: when there is none.
     :raises BusyError: while a revert of its volume is unfinished.
+    :raises OutdatedRecordError: the database is an old copy that nobody has accepted.
     """
     uuid = view.normal_uuid(text)
     if uuid is None:
         raise missing(text)
+    restored.refuse(core, f"snapshot {uuid} is not deleted")
     with core.locks.hold(uuid):
         with core.db.write() as session:
             rows = _rows(session, tenant, uuid=uuid)
@@ -343,6 +348,7 @@ def clone(core: Core, tenant: str, request: CloneCreate) -> str:
     uuid = request.volume_id or str(uuidlib.uuid4())
     if uuid == request.source_volume_id:
         raise errors.AlreadyExistsError(f"volume {uuid} cannot be a clone of itself", volume=uuid)
+    restored.hear(core)
     with core.locks.hold(uuid, request.source_volume_id):
         row, calls = capacity.retried(
             core, lambda session: _intend_clone(core, session, tenant, uuid, request)
@@ -355,6 +361,7 @@ def _intend_clone(
     core: Core, session: Session, tenant: str, uuid: str, request: CloneCreate
 ) -> tuple[models.Volume, dict[str, Call[Any]]]:
     origin = volumes.find(session, tenant, request.source_volume_id)
+    restored.refuse_capture(core, origin)
     captured = capture.plan(origin)
     row = copies.row_like(origin, uuid, request.alias)
     row.capacity = row.wanted_capacity = _larger(request.capacity, origin.capacity)

@@ -25,6 +25,7 @@ from kumo_provisioner.services import (
     paging,
     placing,
     removals,
+    restored,
     tenants,
     view,
 )
@@ -274,10 +275,12 @@ def delete(core: Core, tenant: str, text: str) -> None:
 
     :raises NotExistsError: when there is none.
     :raises InUseError: while it is published or has snapshots.
+    :raises OutdatedRecordError: the database is an old copy that nobody has accepted.
     """
     uuid = view.normal_uuid(text)
     if uuid is None:
         raise missing(text)
+    restored.refuse(core, f"volume {uuid} is not deleted")
     with core.locks.hold(uuid):
         with core.db.write() as session:
             row = find(session, tenant, uuid)

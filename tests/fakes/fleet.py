@@ -19,7 +19,7 @@ from typing import Any
 
 import pydantic
 
-from kumo_client import errors
+from kumo_client import errors, stamp
 from kumo_client.schemas.node import (
     AdoptSpec,
     CopySpec,
@@ -30,6 +30,7 @@ from kumo_client.schemas.node import (
     ReplicaSpec,
     RevertSpec,
     SnapshotSpec,
+    StampSpec,
 )
 from tests.fakes.node_model import NodeModel, State
 
@@ -187,23 +188,31 @@ class FakeNode:
 
     # -- the API ------------------------------------------------------------------------------
 
-    def handle(self, method: str, target: str, authorization: str, body: bytes) -> dict[str, Any]:
-        """Answer one call."""
+    def handle(
+        self, method: str, target: str, authorization: str, body: bytes, told: str = ""
+    ) -> dict[str, Any]:
+        """Answer one call.
+
+        :param told: which state of the provisioner's database is behind it.
+        """
         with self._guard:
             self.busy += 1
         try:
-            return self._handle(method, target, authorization, body)
+            return self._handle(method, target, authorization, body, told)
         finally:
             with self._guard:
                 self.busy -= 1
 
-    def _handle(self, method: str, target: str, authorization: str, body: bytes) -> dict[str, Any]:
+    def _handle(
+        self, method: str, target: str, authorization: str, body: bytes, told: str
+    ) -> dict[str, Any]:
         if authorization != f"Bearer {self._token}":
             raise errors.UnauthorizedError("a valid bearer token is needed")
         url = urllib.parse.urlsplit(target)
         if url.path != "/v1/info":
             self.calls.append((method, url.path))
         self._apply_rules(method, url.path, True)
+        self.model.hear(told, taking=takes_away(method, url.path))
         query = urllib.parse.parse_qs(url.query)
         result = self._route(method, url.path, query.get("hostNqn", [None])[0], body)
         self._apply_rules(method, url.path, False)
@@ -213,6 +222,8 @@ class FakeNode:
         model = self.model
         if (method, path) == ("GET", "/v1/info"):
             return model.info()
+        if (method, path) == ("PUT", "/v1/stamp"):
+            return model.put_stamp(_body(StampSpec, body))
         if (method, path) == ("GET", "/v1/inventory"):
             return model.inventory()
         if (method, path) == ("GET", "/v1/adoptable"):
@@ -227,6 +238,11 @@ class FakeNode:
         if (method, kind, part) == ("DELETE", "replicas", "exports"):
             return model.delete_export(uuid, host_nqn)
         raise errors.MethodNotAllowedError(f"{method} is not possible for {path}")
+
+
+def takes_away(method: str, path: str) -> bool:
+    filling = method == "PUT" and path.startswith("/v1/copies/")
+    return method == "DELETE" or path.endswith(("/revert", "/release")) or filling
 
 
 def _resize(model: NodeModel, uuid: str, body: bytes) -> Any:
@@ -312,7 +328,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             status, content = (
                 200,
                 self.server.node.handle(
-                    self.command, self.path, self.headers.get("Authorization", ""), body
+                    self.command,
+                    self.path,
+                    self.headers.get("Authorization", ""),
+                    body,
+                    self.headers.get(stamp.HEADER, ""),
                 ),
             )
         except errors.KumoError as exc:

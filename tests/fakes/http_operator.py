@@ -14,6 +14,7 @@ from kumo_client.schemas import (
     host,
     info,
     node,
+    restored,
     task,
     tenant,
     token,
@@ -36,6 +37,8 @@ class FakeOperatorProvisioner(FakeProvisioner):
         self.tasks_ = {}
         self.events_ = []
         self.garbage_ = {}
+        self.restored_ = restored.Restored()
+        self.accepted = ""
         self.adoptable_ = []
         self.beats = []
         self.logs = []
@@ -309,6 +312,15 @@ class FakeOperatorProvisioner(FakeProvisioner):
         del self.garbage_[name, key]
         return success()
 
+    def restored(self, request):
+        return self.restored_.wire()
+
+    def accept(self, request):
+        self.accepted = restored.Accept.model_validate(request.json).exports
+        kept = len(self.restored_.differences) if self.accepted == "keep" else 0
+        self.restored_ = restored.Restored()
+        return restored.Accepted(exports_kept=kept, arrays=2, left=["node-3"]).wire()
+
     def metrics(self, request):
         return Answer(b"kumo_volumes 3\n", headers={"Content-Type": "text/plain; version=0.0.4"})
 
@@ -356,6 +368,8 @@ OPERATOR = [
     ("GET", r"/garbage", _S.list_garbage),
     ("POST", f"/garbage/{_PART}/{_PART}/keep", _S.keep),
     ("DELETE", f"/garbage/{_PART}/{_PART}", _S.remove_garbage),
+    ("GET", r"/restored", _S.restored),
+    ("POST", r"/restored/accept", _S.accept),
     ("GET", r"/metrics", _S.metrics),
     ("POST", r"/reconcile", _S.reconcile),
 ]

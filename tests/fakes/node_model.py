@@ -32,12 +32,13 @@ from kumo_client.schemas.node import (
     SnapshotSpec,
 )
 from tests.fakes.node_live import FABRIC, LiveVerbs, restamped
+from tests.fakes.node_stamp import Remembering
 from tests.fakes.node_state import RUNNING, ZEROS, FakePool, FakeReplica, FakeSnapshot, State
 
 ABILITIES = [ABILITY_LIMITS, ABILITY_COPY, ABILITY_REVERT, ABILITY_ADOPT]
 
 
-class NodeModel(LiveVerbs):
+class NodeModel(LiveVerbs, Remembering):
     """The behaviour of one node.
 
     :param total_bytes: of the one pool, named ``pool``.
@@ -103,6 +104,7 @@ class NodeModel(LiveVerbs):
             generation=self.generation,
             abilities=self.abilities,
             problems=self.problems,
+            stamp=self.memory,
         )
 
     def inventory(self) -> Inventory:
@@ -111,6 +113,7 @@ class NodeModel(LiveVerbs):
                 persistent_id=self.persistent_id,
                 boot_id=self.boot_id,
                 generation=self.generation,
+                stamp=self.memory,
                 replicas=[self.replica(uuid) for uuid in self.state.replicas],
                 snapshots=[self._snapshot(uuid) for uuid in self.state.snapshots],
             )

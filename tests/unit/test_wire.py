@@ -151,6 +151,8 @@ CALLS = {
     ),
     "revoke_token": lambda api: api.revoke_token("x"),
     "garbage": lambda api: api.garbage(),
+    "restored": lambda api: api.restored(),
+    "accept_restored": lambda api: api.accept_restored("keep"),
     "keep_garbage": lambda api: api.keep_garbage("n", V1),
     "remove_garbage": lambda api: api.remove_garbage("n", V1),
 }

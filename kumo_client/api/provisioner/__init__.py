@@ -16,6 +16,7 @@ from kumo_client.api.provisioner.events import Events
 from kumo_client.api.provisioner.garbage import Garbage
 from kumo_client.api.provisioner.hosts import Hosts
 from kumo_client.api.provisioner.replicas import Replicas
+from kumo_client.api.provisioner.restored import Restored
 from kumo_client.api.provisioner.server import Server
 from kumo_client.api.provisioner.snapshots import Snapshots
 from kumo_client.api.provisioner.tasks import Tasks
@@ -24,5 +25,7 @@ from kumo_client.api.provisioner.tenants import Tenants
 __all__ = ["CAPABILITIES_KEPT_SECONDS", "Provisioner"]
 
 
-class Provisioner(Server, Backends, Snapshots, Replicas, Hosts, Tasks, Events, Tenants, Garbage):
+class Provisioner(
+    Server, Backends, Snapshots, Replicas, Hosts, Tasks, Events, Tenants, Garbage, Restored
+):
     """Calls to the provisioner."""

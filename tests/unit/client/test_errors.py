@@ -47,6 +47,8 @@ def test_the_codes_are_stable():
         "NotCoherent",
         "NotExists",
         "NotReady",
+        "OutdatedRecord",
+        "OutdatedRecord",
         "OverBudget",
         "ProtocolError",
         "Stale",

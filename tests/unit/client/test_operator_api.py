@@ -326,6 +326,7 @@ EXTENSIONS = {
         lambda api: api.remove_garbage("n", V1),
     ],
     "reconcile": [lambda api: api.reconcile()],
+    "restored": [lambda api: api.restored(), lambda api: api.accept_restored("drop")],
 }
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from kumo_client.schemas.restored import Difference, Restored, Sight, Uncertain
 from kumo_client.schemas.volume import AdoptableVolume
 from tests.fakes.http import Answer
 from tests.unit.client.conftest import A
@@ -106,6 +107,7 @@ DANGEROUS = [
     ("tenant", "delete", "0"),
     ("task", "delete", "TASK"),
     ("garbage", "remove", V2),
+    ("restored", "accept", "--exports", "drop"),
 ]
 
 
@@ -345,6 +347,59 @@ def test_the_server(kumo):
     assert "made" in kumo("reconcile")[1]
 
 
+DOUBT = Restored(
+    doubt="older",
+    reason="node-1 was told of more",
+    since=1_800_000_000_000,
+    stamp="db branch:3",
+    backends=[
+        Sight(backend_id="node-1", name="storage-1", judgement="older"),
+        Sight(backend_id="node-2", name="storage-2", judgement="fine"),
+        Sight(backend_id="node-3", name="storage-3", judgement="silent", reason="No answer."),
+    ],
+    differences=[
+        Difference(
+            action="unexport", kind="replica", uuid=V1, backend_id="node-1", alias="v1", host_nqn=H1
+        ),
+        Difference(action="remove", kind="snapshot", uuid=V2, backend_id="node-1", bytes=3 << 30),
+        Difference(action="finish", kind="volume", uuid=V2, volume_id=V2, detail="revert"),
+    ],
+    uncertain=[Uncertain(volume_id=V2, alias="v2")],
+)
+
+
+def test_a_database_that_is_an_old_copy_is_shown(kumo, filled):
+    code, out, err = kumo("restored", "show")
+    assert (code, "The database is not in doubt." in err) == (0, True)
+    filled.restored_ = DOUBT
+    code, out, err = kumo("restored", "show")
+    assert code == 0
+    assert "In doubt since 2027-01-15 08:00:00 UTC (older): node-1 was told of more" in err
+    assert "Node node-1 (storage-1): older" in err
+    assert "Node node-3 (storage-3): silent No answer." in err
+    assert "node-2" not in err
+    assert f"v2 ({V2})" in err
+    lines = out.splitlines()
+    assert any("unexport" in line and "v1" in line and H1 in line for line in lines)
+    assert any("remove" in line and "3.0" in line for line in lines)
+    assert any("finish" in line and "revert" in line for line in lines)
+    assert shown(kumo("restored", "show", *J)) == DOUBT.wire()
+
+
+def test_it_is_accepted_after_a_question(kumo, filled, answering):
+    filled.restored_ = DOUBT
+    assert kumo("restored", "accept")[0] == 2
+    answering("n\n")
+    code, _, err = kumo("restored", "accept", "--exports", "drop")
+    assert (code, filled.accepted) == (1, "")
+    assert "Let the record count again, remove 1 objects and end 1 exports? [y/N]" in err
+    answering("y\n")
+    code, out, err = kumo("restored", "accept", "--exports", "keep", *J)
+    assert "remove 1 objects and keep 1 exports? [y/N]" in err
+    assert (json.loads(out)["left"], filled.accepted) == (["node-3"], "keep")
+    assert shown(kumo("restored", "accept", "--exports", "drop", "-y", *J))["arrays"] == 2
+
+
 OLD = {
     "drain": [("backend", "cordon", "node-1"), ("backend", "drain", "node-1", "-y")],
     "dry-run": [("volume", "create", "v", "1", "--dry-run")],
@@ -355,6 +410,7 @@ OLD = {
     "tokens": [("token", "create"), ("token", "revoke", "x")],
     "garbage": [("garbage", "list")],
     "reconcile": [("reconcile",)],
+    "restored": [("restored", "show"), ("restored", "accept", "--exports", "keep", "-y")],
 }
 
 

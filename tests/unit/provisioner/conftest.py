@@ -6,7 +6,7 @@ import shutil
 import pytest
 from starlette.testclient import TestClient
 
-from kumo_client import errors
+from kumo_client import errors, stamp
 from kumo_client.schemas.backend import BackendCreate
 from kumo_client.schemas.host import HostProbe
 from kumo_client.schemas.volume import StorageClass, VolumeCreate
@@ -18,6 +18,7 @@ from kumo_provisioner.locks import Locks
 from kumo_provisioner.nodes import Outcome, translate
 from kumo_provisioner.services import backends
 from tests.fakes.node_model import NodeModel
+from tests.fakes.node_stamp import TAKING
 from tests.unit.provisioner.transitions import WATCH
 
 NQN = "nqn.2014-08.org.nvmexpress:uuid:host-1"
@@ -53,6 +54,7 @@ class FaultyNode:
                 raise errors.CommunicationError("no answer in time")
             if isinstance(fault, Exception):
                 raise fault
+            self._model.hear(self._nodes.told(name), taking=name.startswith(TAKING))
             result = method(*args, **options)
             if fault == "lost answer":
                 raise errors.CommunicationError("no answer in time")
@@ -70,6 +72,13 @@ class FakeNodes:
         self.faults = {}
         self.calls = []
         self.doubtful = set()
+        self.stamps = None
+
+    def told(self, name):
+        """What goes with a call of this name."""
+        looks = ("info", "inventory", "replica", "copy", "adoptable")
+        headers = self.stamps.headers("GET" if name in looks else "PUT")
+        return headers.get(stamp.HEADER, "")
 
     def call(self, call, *, probing=False):
         outcome = self._call(call)

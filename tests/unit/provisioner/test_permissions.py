@@ -33,6 +33,7 @@ TABLE = {
     "reconcile": ("a s m", "a"),
     "replica": ("at st mt", "at st"),
     "reset_inventory": ("a s m", "a"),
+    "restored": ("a s m", "a"),
     "revert_volume": ("at st mt", "at st"),
     "snapshot_volumes": ("at st mt", "at st"),
     "snapshots": ("at st mt", "at st"),

@@ -5,6 +5,9 @@ Before this, a node had one pool, named ``pool``, and what was charged to it was
 rows each time.
 """
 
+import time
+import uuid
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -121,6 +124,7 @@ def upgrade() -> None:
     _tenants()
     _tasks()
     _events()
+    _identity()
     _instances()
     _others()
     _fill()
@@ -235,6 +239,26 @@ def _events() -> None:
         sa.Column("value", BIG, nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
+
+
+def _identity() -> None:
+    table = op.create_table(
+        "identity",
+        sa.Column("id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("uuid", UUID, nullable=False),
+        sa.Column("branch", UUID, nullable=False),
+        sa.Column("number", BIG, nullable=False),
+        sa.Column("made", BIG, nullable=False),
+        sa.Column("past", sa.JSON(), nullable=False),
+        sa.Column("away", sa.JSON(), nullable=False),
+        sa.Column("doubt", sa.String(length=16), nullable=False),
+        sa.Column("since", BIG, nullable=False),
+        sa.Column("reason", sa.Text(), nullable=False),
+        sa.PrimaryKeyConstraint("id"),
+    )
+    first = {"id": 1, "uuid": str(uuid.uuid4()), "branch": str(uuid.uuid4())}
+    first |= {"number": 0, "made": int(time.time() * 1000), "past": [], "away": []}
+    op.bulk_insert(table, [first | {"doubt": "", "since": 0, "reason": ""}])
 
 
 def _instances() -> None:
