@@ -32,7 +32,8 @@ class Difference(WireModel):
     a host (unless exports are kept), ``export`` gives it to one, ``remove`` deletes an object,
     ``unknown`` lists it as garbage, ``missing`` and ``found`` note that a replica is not on its
     node or is there again, ``cap`` sets its caps, ``undo`` takes back a volume, snapshot or
-    publication that was being made when the copy was, ``finish`` goes on with a change that was
+    publication that was being made when the copy was (with exports kept, volumes and publications
+    stay), ``finish`` goes on with a change that was
     under way then. ``kind`` is ``replica``, ``snapshot``, ``volume`` or ``publication``.
     """
 
@@ -83,8 +84,9 @@ class Restored(WireModel):
 
 
 class Accept(WireModel):
-    """``exports``: ``keep`` takes those that only nodes know into the record, ``drop`` has them
-    taken away from their hosts."""
+    """``exports``: ``keep`` takes those that only nodes know into the record, and keeps volumes and
+    publications that were being made when the copy was; ``drop`` has the ones taken away from their
+    hosts, and the others undone."""
 
     exports: str = Field(pattern="^(keep|drop)$")
 

@@ -38,7 +38,7 @@ def accept(core: Core, request: wire.Accept) -> wire.Accepted:
         found = look(core)
         if not found.shown.doubt:
             raise errors.ConflictError("the database is not in doubt; there is nothing to accept")
-        drops = found.drops if request.exports == wire.KEEP else []
+        drops = found.drops if request.exports == wire.KEEP else None
         answer = core.db.run(lambda session: _continue(session, drops))
         # Nodes are told before the doubt ends: one that is not told yet refuses by itself.
         answer.left = restored.catch_up(core, found.memories)
@@ -49,10 +49,17 @@ def accept(core: Core, request: wire.Accept) -> wire.Accepted:
     return answer
 
 
-def _continue(session: Session, drops: Iterable[DropExport]) -> wire.Accepted:
-    """Go on along a new branch, with what the nodes know in the record."""
+def _continue(session: Session, drops: list[DropExport] | None) -> wire.Accepted:
+    """Go on along a new branch.
+
+    :param drops: exports to take into the record; None for none, and then what was being made when
+        the copy was is undone.
+    """
     row = stamps.row(session)
-    kept = _keep(session, drops)
+    kept = 0
+    if drops is not None:
+        kept = _keep(session, drops)
+        _keep_unfinished(session)
     count = _distrust_arrays(session, restored.believed_until(stamps.known(row)))
     stamps.fork(row)
     return wire.Accepted(exports_kept=kept, arrays=count)
@@ -91,6 +98,18 @@ def _keep(session: Session, drops: Iterable[DropExport]) -> int:
             arrays.enter(session, volume, models.ARRAY_OPEN, hosts[nqn])
         kept += 1
     return kept
+
+
+def _keep_unfinished(session: Session) -> None:
+    """What was being made when the copy was may have been finished, and is in use now."""
+    for table, old, new in (
+        (models.Volume, models.CREATING, models.AVAILABLE),
+        (models.Publication, models.PUBLISHING, models.PUBLISHED),
+    ):
+        session.execute(
+            update(table).where(table.status == old).values(status=new),
+            execution_options={"synchronize_session": False},
+        )
 
 
 def _distrust_arrays(session: Session, until: int) -> int:

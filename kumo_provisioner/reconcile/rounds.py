@@ -221,7 +221,8 @@ def _finish(
     garbage.note(session, backend_id, [(one.kind, one.uuid, one.bytes) for one in found])
     if doubt:
         return []
-    return garbage.expire(core, session, backend_id, shown=len(objects(inventory)))
+    used = {one.uuid for one in inventory.replicas if one.exports}
+    return garbage.expire(core, session, backend_id, len(objects(inventory)), used)
 
 
 def _schedule(

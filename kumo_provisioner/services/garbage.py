@@ -8,7 +8,7 @@ restored from an old copy, or the node belongs to another provisioner.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from oslo_log import log
 from sqlalchemy import select
@@ -65,10 +65,13 @@ def note(session: Session, backend_id: str, found: Iterable[tuple[str, str, int]
         session.delete(row)
 
 
-def expire(core: Core, session: Session, backend_id: str, shown: int) -> list[str]:
+def expire(
+    core: Core, session: Session, backend_id: str, shown: int, used: Collection[str] = ()
+) -> list[str]:
     """List what has been garbage for long enough for removal; gives the uuids.
 
     :param shown: how many objects the node shows in all.
+    :param used: uuids of those that a host has; they are left alone.
     """
     days = core.conf.reconcile.garbage_grace_days
     if not days:
@@ -84,6 +87,7 @@ def expire(core: Core, session: Session, backend_id: str, shown: int) -> list[st
             len(rows),
         )
         return []
+    old = [row for row in old if row.uuid not in used]
     for row in old:
         _list(session, row, f"after {days} days")
     return [row.uuid for row in old]

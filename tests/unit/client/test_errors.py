@@ -48,7 +48,6 @@ def test_the_codes_are_stable():
         "NotExists",
         "NotReady",
         "OutdatedRecord",
-        "OutdatedRecord",
         "OverBudget",
         "ProtocolError",
         "Stale",

@@ -300,6 +300,22 @@ def test_a_host_made_since_has_to_be_known_to_keep_its_exports(older):
     assert set(shown(core, older.attached).published_hosts) == {"host-1", "late"}
 
 
+def test_garbage_that_a_host_has_is_never_removed_by_itself(older):
+    core = older.core
+    reconcile.run(core)
+    accept(core, KEEP)
+    reconcile.run(core)
+    (found,) = garbage.list_all(core)
+    with core.db.write() as session:
+        session.get_one(models.Garbage, (found.backend_id, found.uuid)).first_seen = 1
+    reconcile.run(core)
+    assert found.uuid in older.state()[0]
+    node = next(one for one in older.nodes.models.values() if one.persistent_id == found.backend_id)
+    node.delete_export(found.uuid, None)
+    reconcile.run(core)
+    assert found.uuid not in older.state()[0]
+
+
 REFUSED = {
     "volume": lambda core, site: volumes.delete(core, T, site.attached),
     "snapshot": lambda core, site: snapshots.delete(core, T, site.attached),
@@ -379,7 +395,8 @@ def test_what_was_under_way_is_not_finished_again(site, monkeypatch):
     ]
 
 
-def test_what_was_being_made_is_listed_and_undone_only_after_acceptance(site):
+@pytest.mark.parametrize("answer", [KEEP, DROP])
+def test_what_was_being_made_is_listed_and_undone_only_after_acceptance(site, answer):
     core = site.core
     uid, new = made(core, "v"), made(core, "new")
     snapshot = snapshots.create(core, T, SnapshotCreate(alias="s", volume_id=uid))
@@ -399,9 +416,12 @@ def test_what_was_being_made_is_listed_and_undone_only_after_acceptance(site):
     assert site.state() == before
     undone = [one.kind for one in look(core).shown.differences if one.action == "undo"]
     assert undone == ["volume", "snapshot", "publication"]
-    accept(core, DROP)
+    accept(core, answer)
     reconcile.run(core)
-    assert not site_objects(site, new)
+    kept = answer is KEEP
+    assert bool(site_objects(site, new)) is kept
+    assert bool(site.state()[1]) is kept
+    assert {one.status for one in rows(core, models.Publication)} <= {models.PUBLISHED}
 
 
 # -- nodes that are away, other databases ---------------------------------------------------------
