@@ -311,7 +311,9 @@ class Spec:
             self._data = new
 
     def _write(self, data: Data) -> None:
-        text = json.dumps(data.model_dump(mode="json"), separators=(",", ":"))
+        # An older version refuses a field that it does not know.
+        unknown = {"stamp"} if data.stamp is None else None
+        text = json.dumps(data.model_dump(mode="json", exclude=unknown), separators=(",", ":"))
         beside = self.path.with_suffix(".new")
         handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:

@@ -211,6 +211,6 @@ def test_the_api_describes_itself(api):
         "/v1/info", "/v1/inventory", "/v1/replicas/{uuid}", "/v1/replicas/{uuid}/exports",
         "/v1/replicas/{uuid}/limits", "/v1/replicas/{uuid}/revert", "/v1/adoptable",
         "/v1/replicas/{uuid}/adopt", "/v1/replicas/{uuid}/release", "/v1/snapshots/{uuid}",
-        "/v1/copies/{uuid}", "/metrics",
+        "/v1/copies/{uuid}", "/v1/stamp", "/metrics",
     }  # fmt: skip
     assert json.loads(app.openapi(api.app)) == described
