@@ -120,7 +120,9 @@ class Plant:
 
     def _start(self):
         database = CrashingDatabase(f"sqlite:///{self.path}", self.steps)
-        return Core(self.conf, database, self.nodes, Locks(0))
+        core = Core(self.conf, database, self.nodes, Locks(0))
+        core.stamps.start()
+        return core
 
     @contextlib.contextmanager
     def dying(self, after):
@@ -135,7 +137,7 @@ class Plant:
         try:
             yield self
         except CrashError:
-            self.died = True
+            self.died, self.steps.left = True, None
             self.core.close()
             self.core = self._start()
         finally:

@@ -486,6 +486,10 @@ class Machine(RuleBasedStateMachine):
             assert len(states) <= MAX_LEGS
             assert states.count(REPLICA_TERMINATING) <= 1
 
+    @invariant()
+    def a_crash_does_not_look_like_an_old_copy(self):
+        assert not self.core.stamps.load().doubt
+
     # -- what is true in the end --------------------------------------------------------------
 
     def teardown(self):
