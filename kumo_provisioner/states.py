@@ -126,14 +126,22 @@ ARRAY = StateMachine(
     (
         Transition(MADE, models.ARRAY_NEW, "the volume is created, or copied from a new one"),
         Transition(MADE, models.ARRAY_CLEAN, "the volume is a copy of one that has an array"),
-        Transition(models.ARRAY_NEW, models.ARRAY_OPEN, "a host reports the array or a leg"),
+        Transition(
+            models.ARRAY_NEW,
+            models.ARRAY_OPEN,
+            "a host reports the array or a leg, or an old copy of the database is accepted",
+        ),
         Transition(
             models.ARRAY_OPEN,
             models.ARRAY_CLEAN,
             "its last host reports that it has stopped it, or is named in an unpublish; or a "
             "revert",
         ),
-        Transition(models.ARRAY_CLEAN, models.ARRAY_OPEN, "the volume is published again"),
+        Transition(
+            models.ARRAY_CLEAN,
+            models.ARRAY_OPEN,
+            "the volume is published again, or an old copy of the database is accepted",
+        ),
         *_from(
             (models.ARRAY_OPEN, models.ARRAY_CLEAN),
             models.ARRAY_NEW,
@@ -156,7 +164,11 @@ VOLUME = StateMachine(
     (
         Transition(MADE, models.CREATING, "POST /volumes, /snapshot_volumes or /clone_volume"),
         Transition(MADE, models.ADOPTING, "POST /adopt_volume"),
-        Transition(models.CREATING, models.AVAILABLE, "every node did its part"),
+        Transition(
+            models.CREATING,
+            models.AVAILABLE,
+            "every node did its part, or may have: an old copy of the database is accepted",
+        ),
         Transition(models.ADOPTING, models.AVAILABLE, "the node did its part"),
         Transition(models.CREATING, GONE, _UNDONE),
         Transition(models.ADOPTING, GONE, "the node refused; the data stays"),
@@ -187,7 +199,17 @@ PUBLICATION = StateMachine(
     (models.PUBLISHING, models.PUBLISHED),
     (
         Transition(MADE, models.PUBLISHING, "POST /publish"),
-        Transition(models.PUBLISHING, models.PUBLISHED, "one export or more was made"),
+        Transition(
+            models.PUBLISHING,
+            models.PUBLISHED,
+            "one export or more was made, or may have been: an old copy of the database is "
+            "accepted",
+        ),
+        Transition(
+            MADE,
+            models.PUBLISHED,
+            "an old copy of the database is accepted, and a node exports the volume to the host",
+        ),
         Transition(
             models.PUBLISHING,
             GONE,
