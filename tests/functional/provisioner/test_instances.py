@@ -15,7 +15,17 @@ import pytest
 from sqlalchemy import func, select
 
 from kumo_client import errors
+from kumo_client.schemas import task as task_wire
+from kumo_client.schemas.backend import DRAINING
 from kumo_client.schemas.host import HostProbe, PublishRequest, UnpublishRequest
+from kumo_client.schemas.volume import (
+    REPLICA_AVAILABLE,
+    REPLICA_TERMINATING,
+    MigrateVolume,
+    StorageClassUpdate,
+    VolumeModify,
+)
+from kumo_provisioner import settling
 from kumo_provisioner.db import models
 from kumo_provisioner.db.engine import Database
 from kumo_provisioner.services import capacity
@@ -25,13 +35,18 @@ from tests.fakes.provisioner import ProvisionerProcess
 from tests.functional.provisioner import common
 
 # At least so long and so much; a slow machine gets more time for it.
-LOAD_SECONDS, MOST_SECONDS = 14.0, 180.0
+LOAD_SECONDS, MOST_SECONDS = 18.0, 180.0
 OPERATIONS = 80
+# What each node can guarantee, operations/s and KB/s, and what a volume is guaranteed per GiB.
+DELIVERED, GUARANTEED = 100, 10
+# Verbs of which one at least has to succeed.
+HARD = {"_add_leg", "_drop_leg", "_migrate", "_agent", "_drain", "_guarantee"}
 OPTIONS = {
     "instances": {"heartbeat_interval": "0.25", "dead_after": "1.5"},
     "reconcile": {"interval": "2", "probe_interval": "0.5", "probe_failures": "2"},
     "server": {"lock_timeout": "2"},
     "nodes": {"connect_timeout": "1", "budget": "4", "probe_budget": "1"},
+    "tasks": {"poll_interval": "0.5"},
 }
 
 
@@ -76,7 +91,7 @@ def instances(server, database, tmp_path):
 @pytest.fixture
 def fleet(instances):
     nodes = Fleet(instances[0].node_certificate, instances[0].node_token)
-    for node in nodes.add(4):
+    for node in nodes.add(4, max_iops=DELIVERED, max_bw=DELIVERED):
         instances[0].register(node)
     yield nodes
     nodes.close()
@@ -99,7 +114,11 @@ class Load:
         self._guard = threading.Lock()
         # uuids that were answered as created, and that nobody has asked to delete.
         self.volumes, self.snapshots = set(), set()
+        # Those of them that were made with two replicas.
+        self.arrays = set()
         self.codes = Counter()
+        # How often each verb succeeded.
+        self.done = Counter()
         self.defects = []
         self._threads = [threading.Thread(target=self._run, args=(n,)) for n in range(threads)]
 
@@ -119,11 +138,16 @@ class Load:
         clients = [one.new_client(budget=6) for one in self._instances]
         verbs = [self._create] * 4 + [self._delete, self._snapshot, self._delete_snapshot]
         verbs += [self._clone, self._publish, self._publish, self._unpublish, self._extend]
+        verbs += [self._guarantee, self._add_leg, self._drop_leg, self._migrate, self._agent] * 2
+        # One operator at a time.
+        verbs += [self._drain] * 4 if number == 0 else []
         while not self._stop.is_set():
             verb = rng.choice(verbs)
             try:
                 verb(rng.choice(clients), rng)
-                self.codes["Success"] += 1
+                with self._guard:
+                    self.codes["Success"] += 1
+                    self.done[verb.__name__] += 1
             except errors.KumoError as exc:
                 self.codes[exc.code] += 1
                 if exc.code == "InternalError":
@@ -145,8 +169,12 @@ class Load:
 
     def _create(self, client, rng):
         create = common.volume(rng.choice([1, 2]))
+        create.storage_class.desired_iops_per_gb = rng.choice([0, GUARANTEED])
+        create.storage_class.desired_bw_per_gb = rng.choice([0, GUARANTEED])
         client.create_volume(create)
         self._note(self.volumes, create.uuid)
+        if create.storage_class.num_replicas > 1:
+            self._note(self.arrays, create.uuid)
 
     def _delete(self, client, rng):
         client.delete_volume(self._one(rng, self.volumes, take=True))
@@ -163,9 +191,9 @@ class Load:
         client.clone_volume(common.clone_of(self._one(rng, self.volumes), uid))
         self._note(self.volumes, uid)
 
-    def _publish(self, client, rng):
+    def _publish(self, client, rng, uid=None):
         one = host(rng.randrange(3))
-        uid = self._one(rng, self.volumes)
+        uid = uid or self._one(rng, self.volumes)
         client.publish(PublishRequest(host_id=one.host_id, vol_id=uid, host=one))
 
     def _unpublish(self, client, rng):
@@ -174,6 +202,85 @@ class Load:
 
     def _extend(self, client, rng):
         client.extend_volume(self._one(rng, self.volumes), rng.choice([2, 3]))
+
+    def _guarantee(self, client, rng):
+        update = StorageClassUpdate(
+            desired_iops_per_gb=rng.choice([0, GUARANTEED]),
+            desired_bw_per_gb=rng.choice([0, GUARANTEED]),
+        )
+        client.modify_volume(self._one(rng, self.volumes), VolumeModify(storage_class=update))
+
+    def _array(self, rng):
+        with self._guard:
+            arrays = self.arrays & self.volumes
+        return self._one(rng, arrays)
+
+    def _add_leg(self, client, rng):
+        uid = self._array(rng)
+        self._publish(client, rng, uid)
+        fill(client, uid, client.add_replica(uid).uuid)
+
+    def _drop_leg(self, client, rng):
+        uid = self._array(rng)
+        drop(client, uid, rng.choice(client.volume(uid).location).uuid)
+
+    def _migrate(self, client, rng):
+        uid = self._one(rng, self.volumes)
+        leg = rng.choice(client.volume(uid).location)
+        client.migrate_volume(MigrateVolume(vol_id=uid, rep_id=leg.uuid))
+
+    def _agent(self, client, rng):
+        """As the agent of a host: carry out a migration."""
+        create = common.volume(2)
+        client.create_volume(create)
+        uid, old = create.uuid, client.volume(create.uuid).location[0].uuid
+        self._note(self.volumes, uid)
+        self._publish(client, rng, uid)
+        task = client.migrate_volume(MigrateVolume(vol_id=uid, rep_id=old)).task_id
+        fill(client, uid, client.add_replica(uid).uuid)
+        drop(client, uid, old)
+        state = {"state": task_wire.FINISHED, "task_status": "Success"}
+        client.update_task(task_wire.TaskUpdate(task_id=task, **state))
+
+    def _drain(self, client, rng):
+        node = rng.choice(client.backends()).persistent_id
+        client.drain_backend(node)
+        time.sleep(rng.uniform(0.5, 2))
+        client.stop_drain(node)
+
+
+def fill(client, uid, leg):
+    """As the agent of a host: a new leg is in sync; it is believed the second time."""
+    for _ in range(2):
+        client.report_replica(uid, leg, REPLICA_AVAILABLE)
+
+
+def drop(client, uid, leg):
+    """Let a leg go; while hosts have it, one of them confirms."""
+    client.delete_replica(uid, leg)
+    legs = {one.uuid for one in client.volume(uid).location}
+    if leg in legs:
+        client.confirm_replica(uid, leg)
+
+
+def end_what_was_begun(client):
+    """End drains, confirm for the hosts what is to go, make room for what is still to be added;
+    gives whether copies are still made."""
+    for node in client.backends():
+        if node.state == DRAINING:
+            client.stop_drain(node.persistent_id)
+    for volume in client.volumes():
+        for leg in volume.location:
+            if leg.replica_state == REPLICA_TERMINATING:
+                client.confirm_replica(volume.uuid, leg.uuid)
+        if volume.unsettled == settling.REPLICAS:
+            # No node may be left that could guarantee as much to one more replica.
+            update = StorageClassUpdate(desired_iops_per_gb=0, desired_bw_per_gb=0)
+            client.modify_volume(volume.uuid, VolumeModify(storage_class=update))
+    return any(
+        one.type == task_wire.OFFLINE_MIGRATION and one.state == task_wire.RUNNING
+        for one in client.tasks()
+    )
 
 
 def settle(instances, fleet, database):
@@ -187,8 +294,12 @@ def settle(instances, fleet, database):
         if alive == len(instances):
             try:
                 counts = instances[0].client.reconcile()
-            except errors.BusyError as exc:
+                counts["copies"] = end_what_was_begun(instances[0].client)
+            except errors.KumoError as exc:
+                # A reconcile of another instance may be at the same thing.
                 counts = {str(exc): 1}
+                if exc.code == "InternalError":
+                    raise
             if not any(counts.values()):
                 return
         assert time.monotonic() < deadline, (alive, counts)
@@ -217,6 +328,8 @@ def assert_invariants(instances, fleet, database, load):
             kept = [pool.charged_bytes, pool.sold_iops, pool.sold_bw, pool.replicas]
             assert kept == sums
             assert pool.charged_bytes <= pool.total_bytes
+            assert pool.sold_iops <= pool.measured_iops == DELIVERED
+            assert pool.sold_bw <= pool.measured_bw == DELIVERED
     held = {
         (uid, node.persistent_id)
         for node in fleet.nodes
@@ -257,7 +370,8 @@ def test_random_kills_and_freezes_under_load(instances, fleet, database):
     begun = time.monotonic()
     with Load(instances) as load:
         while (spent := time.monotonic() - begun) < LOAD_SECONDS or (
-            load.codes["Success"] < OPERATIONS and spent < MOST_SECONDS
+            (load.codes["Success"] < OPERATIONS or not load.done.keys() >= HARD)
+            and spent < MOST_SECONDS
         ):
             time.sleep(rng.uniform(0.5, 1.5))
             victim = rng.choice(instances)
@@ -273,6 +387,7 @@ def test_random_kills_and_freezes_under_load(instances, fleet, database):
     assert_invariants(instances, fleet, database, load)
     assert_no_lease_is_left(database)
     assert load.codes["Success"] >= OPERATIONS, load.codes
+    assert load.done.keys() >= HARD, load.done
     assert load.volumes
 
 
