@@ -20,6 +20,7 @@ from sqlalchemy.orm import Session
 from kumo_client import errors, stamp
 from kumo_client.schemas.node import Stamp as Memory
 from kumo_client.stamp import Line, Stamp
+from kumo_provisioner.clock import now_ms
 from kumo_provisioner.db import models
 from kumo_provisioner.db.engine import Database
 
@@ -59,8 +60,17 @@ class Known:
 
 
 def row(session: Session) -> models.Identity:
-    """The identity of the database, locked until the transaction ends."""
-    return session.get_one(models.Identity, 1, with_for_update=True, populate_existing=True)
+    """The identity of the database, locked until the transaction ends.
+
+    One without any, of which nobody knows where it comes from, gets a new one.
+    """
+    found = session.get(models.Identity, 1, with_for_update=True, populate_existing=True)
+    if found is None:
+        names = {"uuid": str(uuidlib.uuid4()), "branch": str(uuidlib.uuid4())}
+        found = models.Identity(id=1, **names, number=0, made=now_ms(), past=[], away=[])
+        session.add(found)
+        session.flush()
+    return found
 
 
 def read(session: Session) -> Known:

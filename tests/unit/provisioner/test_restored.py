@@ -464,6 +464,17 @@ def test_a_node_of_another_provisioner(site):
     assert doubt(core) == ""
 
 
+def test_a_database_without_an_identity_is_another_one(site):
+    core = site.core
+    uid = made(core)
+    with core.db.write() as session:
+        session.delete(stamps.row(session))
+    core = site.start()
+    with pytest.raises(errors.OutdatedRecordError, match="not known here"):
+        volumes.delete(core, T, uid)
+    assert doubt(core) == stamps.OTHER
+
+
 def test_what_weighs_more_is_recorded(older):
     core = older.core
     restored.enter(core, stamps.OTHER, "other")
