@@ -32,7 +32,8 @@ is written once, the superblock again and again (``md_update_sb()``, drivers/md/
 ``badblocks.size`` before it knows how that write ends). With the connection lost meanwhile, the
 superblock tells of bad blocks afterwards, and the log on the leg still reads as zeros: entries of 0
 sectors. ``badblocks_set()`` refuses these, and with them ``super_1_load()`` the whole leg (EINVAL,
-"does not have a valid v1.2 superblock"), for good: seen on Linux 6.12.117. An error then says so.
+"does not have a valid v1.2 superblock"), for good: seen on Linux 6.12.117. An error then says so,
+and the agent has md write the log again before it stops such an array.
 """
 
 from __future__ import annotations

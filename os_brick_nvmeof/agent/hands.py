@@ -255,9 +255,36 @@ class Hands:
         be alike, and what was acknowledged is on the leg that it kept. Taking a device out makes it
         write them (``hot_remove_disk()``, drivers/md/md.c), before it stops at the latest.
         """
-        for one in self._look(action).members:
+        members = self._look(action).members
+        for one in members:
+            if arrays.FAULTY not in one.flags:
+                self._keep_bad_blocks(action, one.name)
+        for one in members:
             if arrays.FAULTY in one.flags:
                 self._take_out(action, one.name)
+
+    def _keep_bad_blocks(self, action: Restart, device: str) -> None:
+        """Have md write down the bad blocks of a leg that it kept: see :mod:`os_brick_nvmeof.md`.
+
+        It writes that log only when an entry is new. What it wrote while the leg was away is lost,
+        and the kernel would refuse the leg. So one more sector is entered, of those before the data
+        that nobody uses; the next superblock takes the whole log with it.
+
+        :raises ActError: it cannot be entered.
+        """
+        home = f"{sysfs.BLOCK}/{action.name}/md/dev-{device}"
+        known = (sysfs.read(self._ctx.host.root / home / "bad_blocks") or "").split()
+        if not known:
+            return
+        ranges = [(int(at), int(size)) for at, size in zip(known[::2], known[1::2], strict=True)]
+        LOG.error("%s of %s lacks writes, so these cannot be read: %s", device, action.name, ranges)
+        sector = int(sysfs.read(self._ctx.host.root / home / "offset") or 0) - 1
+        while any(at <= sector < at + size for at, size in ranges):
+            sector -= 1
+        try:
+            self._ctx.host.write(f"/{home}/bad_blocks", f"{sector} 1")
+        except OSError as error:
+            raise ActError(f"the bad blocks of {device} would be lost: {error}") from error
 
     def _finish_restart(self, volume: Volume, action: FinishRestart) -> None:
         with self._ctx.locks.volume(action.volume):

@@ -62,6 +62,50 @@ def test_the_leg_that_md_kept_is_the_source_when_an_array_is_assembled_anew(host
     assert host.md.read("md127") == {b"second"}
 
 
+@pytest.mark.parametrize(
+    ("known", "entered"),
+    [("", []), ("2056 8\n4096 8\n", ["2047 1"]), ("2047 9\n", ["2046 1"])],
+)
+def test_what_the_kept_leg_lacks_is_written_down_before_the_array_is_stopped(
+    host, run, known, entered
+):
+    run.rounds(2)
+    broken(host)
+    array, found = host.md.arrays["md127"], []
+    home = host.md._home("md127") / "md"
+    for device in array.in_sync():
+        (home / f"dev-{device}/bad_blocks").write_text(known)
+        (home / f"dev-{device}/offset").write_text("2048\n")
+
+    def enter(path, value):
+        assert any(one.faulty for one in array.members.values()), "no superblock would follow"
+        found.append(value)
+
+    host.kernel.writers.append((r".*/md/dev-[\w.-]+/bad_blocks", enter))
+    assert run.rounds(1) == ["Restart"]
+    assert found == entered
+    host.settle(3)
+    run.rounds(6)
+    assert run.volume()["state"] == status.GOOD
+
+
+def test_an_array_whose_bad_blocks_would_be_lost_is_not_stopped(host, run):
+    run.rounds(2)
+    broken(host)
+    (device,) = host.md.arrays["md127"].in_sync()
+    home = host.md._home("md127") / f"md/dev-{device}"
+    (home / "bad_blocks").write_text("2056 8\n")
+    (home / "offset").write_text("2048\n")
+
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "full")
+
+    host.kernel.writers.append((r".*/md/dev-[\w.-]+/bad_blocks", full))
+    assert run.rounds(1) == ["Restart"]
+    assert "would be lost" in run.agent.known.memory.tried[f"Restart {VOLUME}"].error
+    assert host.md.arrays["md127"].state == "broken"
+
+
 def test_a_broken_array_that_somebody_has_open_is_left_to_him(host, run):
     run.rounds(2)
     broken(host)
