@@ -61,13 +61,13 @@ def test_each_story_is_a_step(play):
 
 
 def test_some_that_are_named(play, monkeypatch):
-    monkeypatch.setenv("KUMO_LAB_STORIES", "many,third")
-    machine, ctx = play(lines(["many", "third"]))
+    monkeypatch.setenv("KUMO_LAB_STORIES", "many,both-brief")
+    machine, ctx = play(lines(["many", "both-brief"]))
     assert [step.text for step in ctx.steps] == [
         healing_stories.ON_REQUEST["many"],
-        healing_stories.STORIES["third"],
+        healing_stories.STORIES["both-brief"],
     ]
-    assert "guest_stories 7 many third " in machine.begun[0]
+    assert "guest_stories 7 many both-brief " in machine.begun[0]
 
 
 def test_one_that_there_is_not(play, monkeypatch):
@@ -79,7 +79,7 @@ def test_one_that_there_is_not(play, monkeypatch):
 def test_one_that_goes_wrong_ends_it(play):
     told = lines()
     told[1]["error"] = "WrongError: data"
-    with pytest.raises(ScenarioFailedError, match="flapping: WrongError: data"):
+    with pytest.raises(ScenarioFailedError, match="power: WrongError: data"):
         play(told)
 
 
