@@ -256,12 +256,12 @@ class Hands:
         write them (``hot_remove_disk()``, drivers/md/md.c), before it stops at the latest.
         """
         members = self._look(action).members
-        for one in members:
-            if arrays.FAULTY not in one.flags:
+        faulty = [one.name for one in members if arrays.FAULTY in one.flags]
+        for one in members if faulty else ():
+            if one.name not in faulty:
                 self._keep_bad_blocks(action, one.name)
-        for one in members:
-            if arrays.FAULTY in one.flags:
-                self._take_out(action, one.name)
+        for name in faulty:
+            self._take_out(action, name)
 
     def _keep_bad_blocks(self, action: Restart, device: str) -> None:
         """Have md write down the bad blocks of a leg that it kept: see :mod:`os_brick_nvmeof.md`.
