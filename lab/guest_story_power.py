@@ -31,6 +31,8 @@ _PAUSES, _PAUSE = 5, 1.5
 _DELAYS = (0.3, 0.8)
 _DELAYED_SECONDS = 20.0
 _CUT = "Ended"
+# The agent does not cut a node off twice within this (Limits.cut_pause).
+_AGAIN_SECONDS = 31.0
 
 
 def power(stage: Stage) -> None:
@@ -41,6 +43,8 @@ def power(stage: Stage) -> None:
         for name, jobs in _LOADS.items():
             with stage.volumes([(0, 1)], _NEVER, jobs=jobs) as (volumes, load):
                 stage.good(volumes)
+                time.sleep(_AGAIN_SECONDS)
+                load.ask("take")
                 _power(stage, name, volumes[0], load)
     finally:
         stage.site.size = small
