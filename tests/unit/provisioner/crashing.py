@@ -17,6 +17,7 @@ from kumo_provisioner.core import Core
 from kumo_provisioner.db.engine import Database
 from kumo_provisioner.locks import Locks
 from kumo_provisioner.reconcile import act, rounds
+from kumo_provisioner.services import restored
 from tests.unit.provisioner.conftest import FakeNodes
 
 
@@ -122,6 +123,8 @@ class Plant:
         database = CrashingDatabase(f"sqlite:///{self.path}", self.steps)
         core = Core(self.conf, database, self.nodes, Locks(0))
         core.stamps.start()
+        # Others wait for who asks the nodes, and nobody can wait for a caller that is stopped.
+        restored.hear(core)
         return core
 
     @contextlib.contextmanager
