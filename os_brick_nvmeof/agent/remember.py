@@ -11,6 +11,7 @@ from os_brick_nvmeof.agent.actions import (
     Action,
     AskReplacement,
     CutNode,
+    Export,
     FinishRestart,
     ReportArray,
     Restart,
@@ -179,6 +180,9 @@ def _restarted(memory: Memory, action: Action) -> Memory:
 def done(memory: Memory, action: Action, now: float, *, new: str = "") -> Memory:
     """An action has succeeded. ``new``: the leg that a request for a replacement gave."""
     tried = {key: one for key, one in memory.tried.items() if key != action.key}
+    if isinstance(action, Export):
+        # Whether it was of any use shows when the namespace is there.
+        tried[action.key] = _again(memory, action, now, "its node was asked to")
     memory = dataclasses.replace(memory, tried=tried)
     if isinstance(action, AskReplacement) and new and action.leg in memory.asked:
         # The time becomes that of the answer: a view from before it does not have the leg.
@@ -201,16 +205,20 @@ def failed(memory: Memory, action: Action, now: float, error: str, *, definite: 
 
     :param definite: it certainly has not happened and will not.
     """
-    before = memory.tried.get(action.key)
-    count = before.count + 1 if before else 1
-    longest = LONGEST_RECONNECT if action.kind == "Reconnect" else LONGEST_PAUSE
-    pause = min(longest, FIRST_PAUSE * 2 ** min(count - 1, 10))
-    tried = {**memory.tried, action.key: Tried(count, now + pause, error)}
+    tried = {**memory.tried, action.key: _again(memory, action, now, error)}
     memory = dataclasses.replace(memory, tried=tried)
     if definite and isinstance(action, AskReplacement):
         asked = {leg: one for leg, one in memory.asked.items() if leg != action.leg}
         memory = dataclasses.replace(memory, asked=asked)
     return memory
+
+
+def _again(memory: Memory, action: Action, now: float, error: str) -> Tried:
+    before = memory.tried.get(action.key)
+    count = before.count + 1 if before else 1
+    longest = LONGEST_RECONNECT if action.kind == "Reconnect" else LONGEST_PAUSE
+    pause = min(longest, FIRST_PAUSE * 2 ** min(count - 1, 10))
+    return Tried(count, now + pause, error)
 
 
 def due(memory: Memory, actions: Iterable[Action], now: float) -> list[Action]:

@@ -259,6 +259,27 @@ def test_a_leg_that_md_dropped_and_the_kernel_has_lost_is_looked_for(world, leg)
     assert "Export" not in kinds(planned(world)[1])
 
 
+def test_a_leg_that_its_node_does_not_show_is_asked_for_after_growing_pauses(world, leg):
+    lose(world, leg)
+    world.up["n0"], world.disks[leg].exported = True, False
+    wanted, seen, memory, asked = world.wanted(), world.seen(), model.Memory(), []
+    for second in range(600):
+        now = world.now + second
+        memory = remember.look(memory, wanted, seen, now, LIMITS)
+        made = plan.make(wanted, seen, memory, now, LIMITS)
+        assert "Export" in kinds(made) or "Export" in {one.kind for one in made.waiting}
+        for action in made.actions:
+            if action.kind == "Export":
+                asked.append(second)
+                memory = remember.done(memory, action, now)
+    assert asked[:5] == [0, 1, 3, 7, 15]
+    assert len(asked) < 20
+    # Its node was away and is back: at once.
+    memory = dataclasses.replace(memory, dead={leg: now})
+    memory = remember.look(memory, wanted, seen, now, LIMITS)
+    assert "Export" in kinds(plan.make(wanted, seen, memory, now, LIMITS))
+
+
 def test_when_it_is_the_network_there_are_only_reconnects_and_it_says_why(world, leg):
     back(world, leg)
     world.up["n3"] = world.up["n4"] = False
