@@ -10,11 +10,15 @@ from os_brick_nvmeof.agent import judge
 from os_brick_nvmeof.agent.actions import (
     Action,
     AskReplacement,
+    ConfirmRemoval,
     CutNode,
     Export,
     FinishRestart,
     ReportArray,
+    ReportLeg,
+    ReportTask,
     Restart,
+    RetireLeg,
 )
 from os_brick_nvmeof.agent.model import (
     BROKEN,
@@ -183,6 +187,9 @@ def done(memory: Memory, action: Action, now: float, *, new: str = "") -> Memory
     if isinstance(action, Export):
         # Whether it was of any use shows when the namespace is there.
         tried[action.key] = _again(memory, action, now, "its node was asked to")
+    elif isinstance(action, ConfirmRemoval | ReportLeg | ReportTask | RetireLeg):
+        # Until the provisioner is asked again, its view is that from before.
+        tried[action.key] = Tried(1, now + FIRST_PAUSE, "it was told")
     memory = dataclasses.replace(memory, tried=tried)
     if isinstance(action, AskReplacement) and new and action.leg in memory.asked:
         # The time becomes that of the answer: a view from before it does not have the leg.

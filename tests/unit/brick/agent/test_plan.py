@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 
-from os_brick_nvmeof.agent import judge, model, plan, remember
+from os_brick_nvmeof.agent import actions, judge, model, plan, remember
 from os_brick_nvmeof.agent.model import Place
 from os_brick_nvmeof.conf import TimeOuts
 from tests.fakes.agent_world import FOREIGN, LIMITS, RIGHT, VOLUME, World
@@ -278,6 +278,21 @@ def test_a_leg_that_its_node_does_not_show_is_asked_for_after_growing_pauses(wor
     memory = dataclasses.replace(memory, dead={leg: now})
     memory = remember.look(memory, wanted, seen, now, LIMITS)
     assert "Export" in kinds(plan.make(wanted, seen, memory, now, LIMITS))
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        actions.RetireLeg(volume=VOLUME, leg="leg", reason="it is replaced"),
+        actions.ReportTask(
+            volume=VOLUME, task="a", state="RUNNING", status="", progress=5.0, reason="it grows"
+        ),
+    ],
+)
+def test_what_was_told_is_not_told_again_before_the_provisioner_is_asked(action):
+    memory = remember.done(model.Memory(), action, 100.0)
+    assert remember.due(memory, [action], 100.5) == []
+    assert remember.due(memory, [action], 101.0) == [action]
 
 
 def test_when_it_is_the_network_there_are_only_reconnects_and_it_says_why(world, leg):
