@@ -16,12 +16,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
-    invariant,
     precondition,
     rule,
     run_state_machine_as_test,
 )
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from kumo_client import errors
 from kumo_client.naming import GIB
@@ -33,10 +32,8 @@ from kumo_client.schemas.volume import (
     REPLICA_MISSING,
     REPLICA_SYNCHRONIZING,
     REPLICA_TERMINATING,
-    REPLICA_UNKNOWN,
     CloneCreate,
     ReplicaAdd,
-    StorageClass,
     StorageClassUpdate,
     VolumeModify,
 )
@@ -44,7 +41,6 @@ from kumo_provisioner import reconcile, settling
 from kumo_provisioner.db import models
 from kumo_provisioner.services import (
     backends,
-    capacity,
     classes,
     publish,
     replicas,
@@ -53,11 +49,21 @@ from kumo_provisioner.services import (
 )
 from tests.unit.provisioner import conftest, live, stories
 from tests.unit.provisioner.crashing import Plant, Repeatable
+from tests.unit.provisioner.model_truths import (
+    GONE,
+    THERE,
+    UNSURE,
+    Truths,
+    lacks,
+    legs_to_go,
+    unsettled,
+    waits_for_its_host,
+    waits_for_room,
+)
 
 T = stories.T
 # What is synced to disk costs nothing there.
 MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-THERE, GONE, UNSURE = "there", "gone", "unsure"
 # Any step of the longest operation, and beyond it.
 DEATHS = st.none() | st.none() | st.integers(0, 24)
 # A step of most operations.
@@ -95,7 +101,7 @@ HOSTS = [
 ]
 
 
-class Machine(RuleBasedStateMachine):
+class Machine(Truths, RuleBasedStateMachine):
     """Calls of users, and everything that goes wrong meanwhile."""
 
     conf = None
@@ -457,39 +463,6 @@ class Machine(RuleBasedStateMachine):
         with self.plant.meanwhile(after, lambda: reconcile.run(self.core)):
             self._do(first, one)
 
-    # -- what is always true ------------------------------------------------------------------
-
-    @invariant()
-    def nothing_is_sold_twice(self):
-        with self.core.db.read() as session:
-            charged = _charged(session)
-            for pool in session.scalars(select(models.Pool)):
-                counted = charged.get((pool.backend_id, pool.name), (0, 0, 0))
-                assert (pool.charged_bytes, pool.sold_iops, pool.sold_bw) == counted
-                assert pool.charged_bytes <= pool.total_bytes
-                assert pool.sold_iops <= pool.measured_iops
-                assert pool.sold_bw <= pool.measured_bw
-
-    @invariant()
-    def no_node_has_two_replicas_of_a_volume(self):
-        with self.core.db.read() as session:
-            query = select(models.Replica.volume_id, models.Replica.backend_id)
-            rows = session.execute(query).all()
-        assert len(rows) == len(set(rows))
-
-    @invariant()
-    def at_most_four_legs_and_one_terminating(self):
-        with self.core.db.read() as session:
-            rows = session.execute(select(models.Replica.volume_id, models.Replica.state)).all()
-        for uid in {volume_id for volume_id, _ in rows}:
-            states = [state for volume_id, state in rows if volume_id == uid]
-            assert len(states) <= MAX_LEGS
-            assert states.count(REPLICA_TERMINATING) <= 1
-
-    @invariant()
-    def a_crash_does_not_look_like_an_old_copy(self):
-        assert not self.core.stamps.load().doubt
-
     # -- what is true in the end --------------------------------------------------------------
 
     def teardown(self):
@@ -504,37 +477,37 @@ class Machine(RuleBasedStateMachine):
         self.plant.nodes.faults.clear()
         self._probe()
         self._settle()
-        self._told_is_true()
-        self._nodes_hold_the_record()
+        self.told_is_true()
+        self.nodes_hold_the_record()
         for _ in range(MAX_LEGS):
             if not self._hosts_do_their_part():
                 break
             self._settle()
-        self._nodes_hold_the_record()
+        self.nodes_hold_the_record()
         # Nothing is left to wait for but room.
         with self.core.db.read() as session:
-            assert session.scalars(_legs_to_go()).all() == []
-            for volume in session.scalars(_unsettled()):
-                assert _waits_for_room(session, volume)
+            assert session.scalars(legs_to_go()).all() == []
+            for volume in session.scalars(unsettled()):
+                assert waits_for_room(session, volume)
 
     def _settle(self):
         """What waits then, with all nodes there, waits for a host to do its part, or for room."""
         for _ in range(3):
             counts = reconcile.run(self.core)
         with self.core.db.read() as session:
-            unsettled = session.scalars(_unsettled()).all()
-            for volume in unsettled:
+            found = session.scalars(unsettled()).all()
+            for volume in found:
                 assert volume.unsettled == settling.REPLICAS
-                assert _waits_for_its_host(volume) or _waits_for_room(session, volume)
-            assert counts.waiting == sum(_lacks(volume) > 0 for volume in unsettled)
+                assert waits_for_its_host(volume) or waits_for_room(session, volume)
+            assert counts.waiting == sum(lacks(volume) > 0 for volume in found)
         assert counts.unknown == 0
 
     def _hosts_do_their_part(self):
         """Confirm what is to go, and bring the legs back and fill them, wherever that is waited
         for; gives whether it was anywhere."""
         with self.core.db.read() as session:
-            waiting = {leg.volume for leg in session.scalars(_legs_to_go())}
-            waiting.update(session.scalars(_unsettled()))
+            waiting = {leg.volume for leg in session.scalars(legs_to_go())}
+            waiting.update(session.scalars(unsettled()))
             states = {
                 volume.uuid: {leg.uuid: leg.state for leg in volume.replicas} for volume in waiting
             }
@@ -549,114 +522,6 @@ class Machine(RuleBasedStateMachine):
                     replicas.report(self.core, T, uid, leg, REPLICA_AVAILABLE)
             publish.unpublish(self.core, T, UnpublishRequest(host_id=live.ABLE.host_id, vol_id=uid))
         return bool(states)
-
-    def _told_is_true(self):
-        shown = {one.uuid: one for one in volumes.list_all(self.core, T)}
-        for uid, told in self.volumes.items():
-            assert told == UNSURE or (told == THERE) == (uid in shown), (uid, told)
-        listed = {one.snapshot_id for one in snapshots.list_all(self.core, T)}
-        for uid, told in self.snapshots.items():
-            assert told == UNSURE or (told == THERE) == (uid in listed), (uid, told)
-        for (uid, host_id), told in self.published.items():
-            now = uid in shown and host_id in shown[uid].published_hosts
-            assert told == UNSURE or (told == THERE) == now, (uid, host_id, told)
-
-    def _nodes_hold_the_record(self):
-        with self.core.db.read() as session:
-            query = select(models.Replica)
-            rows = {row.uuid: row for row in session.scalars(query)}
-            parts = set(session.scalars(select(models.SnapshotPart.uuid)))
-            wanted = {
-                (replica.uuid, one.host.nqn)
-                for replica in rows.values()
-                for one in replica.volume.publications
-            }
-            unfinished = session.scalars(
-                select(models.Volume.uuid).where(models.Volume.status != models.AVAILABLE)
-            ).all()
-        assert unfinished == []
-        # A leg that is given up before it was made stays in the record until its host confirms.
-        unmade = {
-            uid
-            for uid, row in rows.items()
-            if row.state == REPLICA_TERMINATING and row.freshness == models.BLANK
-        } - self.plant.nodes.objects()
-        assert self.plant.nodes.objects() == set(rows) - unmade | parts
-        assert self.plant.nodes.exports() == {one for one in wanted if one[0] not in unmade}
-        for model in self.plant.nodes.models.values():
-            for uid, held in model.state.replicas.items():
-                assert rows[uid].backend_id == model.persistent_id
-                assert rows[uid].bytes == held.bytes
-                assert rows[uid].pool == held.pool
-
-
-def _unsettled():
-    return select(models.Volume).where(models.Volume.unsettled != "")
-
-
-def _legs_to_go():
-    return select(models.Replica).filter_by(state=REPLICA_TERMINATING)
-
-
-def _lacks(volume):
-    """How many legs are still to be added; negative: to go."""
-    here = [leg for leg in volume.replicas if leg.state != REPLICA_TERMINATING]
-    replaced = {leg.replaces for leg in here} & {leg.uuid for leg in here}
-    return volume.num_replicas - (len(here) - len(replaced))
-
-
-def _waits_for_its_host(volume):
-    """Whether legs are to be added or to go, and only a host can make that possible."""
-    legs = volume.replicas
-    confirms = bool(volume.publications) and any(leg.state == REPLICA_TERMINATING for leg in legs)
-    # One that is not filled yet. Where none is in sync, none can be filled, and none may go.
-    spare = any(
-        leg.freshness == models.BLANK or leg.state in (REPLICA_SYNCHRONIZING, REPLICA_UNKNOWN)
-        for leg in legs
-        if leg.state != REPLICA_TERMINATING
-    )
-    nothing_to_fill_from = not any(leg.in_sync for leg in legs)
-    if _lacks(volume) > 0:
-        return spare or nothing_to_fill_from
-    return _lacks(volume) < 0 and (confirms or nothing_to_fill_from)
-
-
-def _waits_for_room(session, volume):
-    """Whether a leg is to be added, and no node that has none could take it."""
-    size = max(leg.reserved_bytes for leg in volume.replicas)
-    asked = StorageClass.model_validate(volume.storage_class)
-    iops, bw = capacity.guarantee(asked, volume.wanted_capacity)
-    lost = [leg for leg in volume.replicas if leg.state == REPLICA_MISSING]
-    old = min(lost, key=lambda leg: leg.state_since, default=None)
-    racks = {leg.backend.rack for leg in volume.replicas if leg is not old}
-    return _lacks(volume) > 0 and not any(
-        pool.total_bytes - pool.charged_bytes >= size
-        and pool.measured_iops - pool.sold_iops >= iops
-        and pool.measured_bw - pool.sold_bw >= bw
-        for pool in session.scalars(select(models.Pool))
-        if pool.backend_id not in {leg.backend_id for leg in volume.replicas}
-        and (asked.same_rack_allowed or pool.backend.rack not in racks)
-    )
-
-
-def _charged(session):
-    """Bytes, operations/s and KB/s by (backend, pool), added up from the rows."""
-    total = {}
-    for table in (models.Replica, models.SnapshotPart, models.Removal):
-        columns = (table.backend_id, table.pool)
-        sums = [func.sum(table.reserved_bytes)]
-        if table is models.Replica:
-            # Other rows are charged with bytes alone.
-            sums += [func.sum(table.sold_iops), func.sum(table.sold_bw)]
-        query = select(*columns, *sums).group_by(*columns)
-        if table is models.Removal:
-            query = query.where(models.Removal.done.is_(None))
-        for backend_id, pool, *sizes in session.execute(query):
-            before = total.get((backend_id, pool), (0, 0, 0))
-            sizes += [0] * (3 - len(sizes))
-            more = (int(size or 0) for size in sizes)
-            total[backend_id, pool] = tuple(map(sum, zip(before, more, strict=True)))
-    return total
 
 
 @pytest.fixture

@@ -1,10 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An old copy of the database is put back: nothing is taken away until an operator has said so."""
 
-import contextlib
-import shutil
-import sqlite3
-
 import pytest
 from sqlalchemy import select
 
@@ -12,10 +8,9 @@ from kumo_client import errors
 from kumo_client.schemas.garbage import Garbage
 from kumo_client.schemas.host import HostProbe, UnpublishRequest
 from kumo_client.schemas.node import ExportSpec, Heartbeat, ReplicaSpec
-from kumo_client.schemas.restored import Accept
 from kumo_client.schemas.snapshot import SnapshotCreate
 from kumo_client.schemas.volume import CloneCreate, Revert
-from kumo_provisioner import health, main, reconcile, settling, stamps
+from kumo_provisioner import health, reconcile, settling, stamps
 from kumo_provisioner.core import Core
 from kumo_provisioner.db import models
 from kumo_provisioner.db.engine import Database
@@ -38,79 +33,24 @@ from kumo_provisioner.services import (
     snapshots,
     volumes,
 )
-from tests.unit.provisioner.conftest import HOST, NQN, FakeNodes, add_node, volume
+from tests.unit.provisioner.conftest import NQN, FakeNodes, add_node
+from tests.unit.provisioner.restoring import (
+    DROP,
+    KEEP,
+    a_site,
+    actions,
+    away,
+    doubt,
+    events_of,
+    made,
+)
 from tests.unit.provisioner.stories import T, detach, home, legs_of, ports, published, rows, shown
-
-KEEP, DROP = Accept(exports="keep"), Accept(exports="drop")
-
-
-class Site:
-    """Nodes, and a provisioner over a database file of which copies are made and put back."""
-
-    def __init__(self, directory, empty_database, conf):
-        self.path, self.saved = directory / "site.db", directory / "copy.db"
-        self.conf, self.nodes = conf, FakeNodes()
-        shutil.copy(empty_database, self.path)
-        self.core = None
-        self.start()
-
-    def start(self):
-        """A new process; gives its core."""
-        if self.core is not None:
-            self.core.close()
-        database = Database(f"sqlite:///{self.path}")
-        self.core = Core(self.conf, database, self.nodes, Locks(0))
-        self.core.stamps.start()
-        return self.core
-
-    def copy(self):
-        with (
-            contextlib.closing(sqlite3.connect(self.path)) as source,
-            contextlib.closing(sqlite3.connect(self.saved)) as target,
-        ):
-            source.backup(target)
-
-    def replace(self):
-        """The provisioner ends, and the copy takes the place of its database."""
-        self.core.close()
-        self.core = None
-        for path in self.path.parent.glob(f"{self.path.name}-*"):
-            path.unlink()
-        shutil.copy(self.saved, self.path)
-
-    def put_back(self):
-        """The same, and the provisioner is started."""
-        self.replace()
-        return self.start()
-
-    def state(self):
-        """What the nodes hold."""
-        return self.nodes.objects(), self.nodes.exports()
 
 
 @pytest.fixture
 def site(tmp_path, conf, empty_database):
-    made = Site(tmp_path, empty_database, conf)
-    for _ in range(3):
-        add_node(made.core)
-    yield made
-    made.core.close()
-
-
-def made(core, alias="v", replicas=1, **extra):
-    return volumes.create(core, T, volume(alias, replicas=replicas, **extra))
-
-
-def doubt(core):
-    return core.stamps.load().doubt
-
-
-def actions(core):
-    return sorted((one.action, one.kind) for one in look(core).shown.differences)
-
-
-def events_of(core, kind):
-    return [one for one in rows(core, models.Event) if one.type == kind]
+    with a_site(tmp_path, empty_database, conf) as made:
+        yield made
 
 
 # -- all is well ----------------------------------------------------------------------------------
@@ -548,10 +488,6 @@ def test_it_is_raised_later_when_the_database_is_away(site, monkeypatch):
     assert core.stamps.load().line.now.number == number + 1
 
 
-def away(_function):
-    raise errors.DatabaseUnavailableError("it is away")
-
-
 def test_a_database_replaced_under_our_feet(site):
     core = site.core
     made(core)
@@ -593,47 +529,6 @@ def test_an_instance_that_is_behind_another_one_asks_again(site, monkeypatch):
         real._called(delete, node)
     assert len(calls) == 4
     other.close()
-
-
-# -- an operator says so --------------------------------------------------------------------------
-
-
-def configured(site, tmp_path):
-    path = tmp_path / "provisioner.conf"
-    path.write_text(f"[database]\nconnection = sqlite:///{site.path}\n")
-    return ["db", "restored", "--config-file", str(path)]
-
-
-def test_an_operator_says_that_a_copy_was_put_back(site, tmp_path, capsys):
-    """So soon after the copy was made that nobody could tell."""
-    core = site.core
-    uid = made(core)
-    hosts.probe(core, HOST)
-    site.copy()
-    published(core, uid)
-    site.replace()
-    assert main.main(configured(site, tmp_path)) == 0
-    assert "kumo restored accept" in capsys.readouterr().out
-    before = site.state()
-    core = site.start()
-    reconcile.run(core)
-    assert (doubt(core), site.state()) == (stamps.OLDER, before)
-    assert accept(core, KEEP).exports_kept == 1
-    reconcile.run(core)
-    assert site.state() == before
-
-
-def test_that_needs_a_database_that_nobody_uses(site, tmp_path, capsys):
-    site.core.db.claim()
-    assert main.main(configured(site, tmp_path)) == 1
-    assert "another provisioner uses the database" in capsys.readouterr().err
-
-
-def test_a_database_that_cannot_be_used_is_told(site, tmp_path, capsys, monkeypatch):
-    site.core.close()
-    monkeypatch.setattr(Database, "run", lambda *_: away(None))
-    assert main.main(configured(site, tmp_path)) == 1
-    assert "it is away" in capsys.readouterr().err
 
 
 # -- over the wire --------------------------------------------------------------------------------
